@@ -8,12 +8,13 @@ finds the batch, and never makes it twice. It is left running when we are stoppe
 import asyncio
 import json
 import logging
+import tempfile
 import uuid
 from collections.abc import Awaitable, Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from components.generate_instructions.client import Failed, Refused, UnexpectedResponse, completed
+from components.generate_instructions.client import LONGEST_ANSWER, Failed, Refused, UnexpectedResponse, completed
 from components.generate_instructions.ledger import Batch, Tokens
 from components.generate_instructions.limits import ATTEMPTS, LONGEST_PAUSE, backoff
 from components.generate_instructions.server_errors import error_in
@@ -101,9 +102,11 @@ async def _settle(scheduler: "RequestScheduler", name: str, batch: Batch) -> Non
             log.info("batch %s: %s, %d of %d answered", batch.identity, state.status, counts.completed, counts.total)
         await asyncio.sleep(scheduler.config.batch_poll_seconds)
     for file in filter(None, (state.output_file_id, state.error_file_id)):
-        # of bytes, since a text's lines end at signs too that may stand in an answer
-        for line in (await _call(scheduler, client.files.content, file)).content.splitlines():
-            await _keep(scheduler, batch, line)
+        # of bytes, since a text's lines end at signs too that may stand in an answer; what is too long is none
+        with await _call(scheduler, _content, client, file) as content:
+            while line := content.readline(2 * LONGEST_ANSWER):
+                if line.strip():
+                    await _keep(scheduler, batch, line)
     missing = "missing from the batch" if state.status == "completed" else f"the batch {state.status}"
     await _undone(scheduler, name, missing)
     if state.status == "failed":
@@ -158,6 +161,20 @@ async def _found(client: Any, name: str) -> str | None:
         if (batch.metadata or {}).get(NAME) == name:
             return str(batch.id)
     return None
+
+
+async def _content(client: Any, file: str) -> IO[bytes]:
+    """A file of the server's, on disk: twenty thousand answers are some hundred megabytes."""
+    kept = tempfile.TemporaryFile()
+    try:
+        async with client.files.with_streaming_response.content(file) as response:
+            async for piece in response.iter_bytes():
+                kept.write(piece)
+    except BaseException:
+        kept.close()
+        raise
+    kept.seek(0)
+    return kept
 
 
 async def _call(scheduler: "RequestScheduler", call: Callable[..., Awaitable[Any]], *given: Any, **named: Any) -> Any:

@@ -93,6 +93,8 @@ class Api:
     def __init__(self, config: GenerateInstructions) -> None:
         import openai
 
+        from zhllama.bounded_answers import bounded, uncompressed
+
         self.config, self.where = config, f"generate_instructions: {config.base_url}"
         if file := config.api_key_file:
             try:
@@ -109,6 +111,10 @@ class Api:
             api_key=os.environ.get("OPENAI_API_KEY") or "none",
             timeout=openai.Timeout(config.timeout, connect=min(config.timeout, 20.0)),
             max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(
+                event_hooks={"request": [uncompressed], "response": [bounded]},
+                timeout=openai.Timeout(config.timeout, connect=min(config.timeout, 20.0)),
+            ),
         )
 
     def body(self, request: Request, dialect: Dialect, stream: bool) -> dict[str, Any]:
@@ -152,6 +158,11 @@ class Api:
         import httpx2
         import openai
 
+        from zhllama.bounded_answers import AnswerWithoutEnd
+
+        for one in (error, error.__cause__):
+            if isinstance(one, AnswerWithoutEnd):
+                return UnexpectedResponse(str(one))
         if isinstance(error, TimeoutError):
             return Failed(f"no answer within {self.config.timeout:g} s", may_be_billed=True)
         if isinstance(error, openai.APIConnectionError):

@@ -257,7 +257,7 @@ class RequestScheduler:
         except UnexpectedResponse as error:
             await self.failed(number, attempt, "no chat completion", True)
             if self.known:
-                return Failed("no chat completion", may_be_billed=True)
+                return Failed("no chat completion", may_be_billed=True, said=str(error))
             raise InputError(
                 f"{self.where} does not answer as a chat completions API ({error}); check --base-url"
             ) from error

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import Any
@@ -39,6 +40,8 @@ LAST_LINES_WITHIN = 15.0
 MOST_FOLLOWED = 16
 """Pods whose logs are followed: the first ones. All say the same, but for rank 0, which says more."""
 KEPT_LINES = 1000
+LONGEST_LINE = 2**16
+"""Bytes of a line that are passed on; the rest is left out, and that is said."""
 
 
 class Passed:
@@ -137,7 +140,7 @@ class PodLog:
         with self._lock:
             skip = self._passed.to_skip()
         found = 0
-        for line in answer:
+        for line in _lines(answer):
             if not (line.endswith(b"\n") or partial_too):
                 break
             line = line.removesuffix(b"\n")
@@ -182,6 +185,26 @@ class PodLog:
                 return {}
             raise
         return next((dict(one) for one in containers(pod, "containerStatuses") if one["name"] == self._container), {})
+
+
+def _lines(answer: Any) -> Iterator[bytes]:
+    """The lines of a log, each with its line break, which the last may lack. Of one longer than LONGEST_LINE the beginning:
+    a program that never ends its line takes no memory here."""
+    held, left_out = bytearray(), 0
+    for chunk in answer.stream(decode_content=True):
+        for number, part in enumerate(chunk.split(b"\n")):
+            if number:
+                yield _line(held, left_out) + b"\n"
+                held, left_out = bytearray(), 0
+            taken = part[: LONGEST_LINE - len(held)]
+            held += taken
+            left_out += len(part) - len(taken)
+    if held:
+        yield _line(held, left_out)
+
+
+def _line(held: bytearray, left_out: int) -> bytes:
+    return bytes(held) + (f" … ({left_out:,} more bytes of this line are left out)".encode() if left_out else b"")
 
 
 class JobLogs:

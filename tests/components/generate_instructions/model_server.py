@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NoReturn
 
 CHARACTERS = [chr(0x4E00 + number) for number in range(2000)]
 
@@ -40,6 +40,8 @@ class Do:
     """A body of status 200 in place of an answer's."""
     events: bool = False
     """That body is sent as an event of a stream."""
+    endless: tuple[str, bytes, bytes] | None = None
+    """A body without end in place of an answer: its content type, its beginning, and what is repeated."""
     parts: bool = False
     """The content is a list of parts, thoughts first."""
     usage: Any = "the truth"
@@ -102,6 +104,8 @@ class ModelServer:
         self.billed_answer = 0
         self.answers = 0
         """Requests that the model worked on."""
+        self.sent = 0
+        """Bytes of bodies without end."""
         self.worked: list[str] = []
         """Their texts."""
         self.out = self.most_out = 0
@@ -270,9 +274,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, asked: Asked, do: Do) -> None:
         model = self.model
-        if do.status:
+        if do.status and not do.endless:
             self._send(do.status, {"error": {"message": f"status {do.status}", **do.error}}, do.headers)
             return
+        if do.endless is not None:
+            self._without_end(do)
         if do.inside is not None:
             sent = json.dumps(do.inside, ensure_ascii=False).encode()
             kind = "text/event-stream" if do.events else "application/json"
@@ -299,6 +305,21 @@ class _Handler(BaseHTTPRequestHandler):
         made = {"id": "x", "object": "chat.completion", "created": 1, "model": "real-name", "choices": [choice]}
         sent = json.dumps(made | ({"usage": usage} if usage else {}), ensure_ascii=False).encode()
         self._bytes(200, sent, "application/json", break_after=len(sent) // 2 if do.cut and do.finish == "stop" else 0)
+
+    def _without_end(self, do: Do) -> NoReturn:
+        assert do.endless is not None
+        kind, begin, again = do.endless
+        self.send_response(do.status or 200)
+        self.send_header("Content-Type", kind)
+        for name, value in do.headers.items():
+            self.send_header(name, value)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self._chunk(begin)
+        again *= 2**16 // len(again)
+        while True:
+            self._chunk(again)
+            self.model.sent += len(again)
 
     def _stream(self, asked: Asked, do: Do, content: str, usage: Any) -> None:
         self.send_response(200)

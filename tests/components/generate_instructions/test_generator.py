@@ -17,6 +17,7 @@ from components.generate_instructions.client import Failed, UnexpectedResponse, 
 from components.generate_instructions.generator import generate_instructions
 from components.generate_instructions.options import GenerateInstructions
 from tests.components.generate_instructions.model_server import Asked, Do, ModelServer, written
+from zhllama import bounded_answers
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.data.instructions import read_instructions
@@ -528,6 +529,43 @@ def test_what_no_waiting_mends_ends_at_once(model: ModelServer, tmp_path: Path, 
     with pytest.raises(InputError, match=line):
         run(model, tmp_path)
     assert len(model.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "begin", "again", "encoding", "line"),
+    [
+        ("text/event-stream", b"data: ", b"x", "", "a stream has an event of more than 4,194,304 bytes"),
+        ("text/event-stream", b"data: {\n", b"data: ,\n", "", "a stream has an event of more than"),
+        ("text/event-stream", b": ", b": a comment\n", "", "a stream has an event of more than"),
+        ("text/event-stream", b" ", b"\x00", "", "a stream has an event of more than"),
+        ("text/event-stream", b": hello\n\n", b'data: {"choices": [{"delta": {"content": "' + b"x" * 900 + b'"}}]}\n\n',
+         "", "an answer without end"),
+        ("application/json", b'{"choices": [', b" ", "", "an answer without end"),
+        ("text/html", b"<html>", b"<p>", "", "an answer without end"),
+        ("application/json", b"\x1f\x8b", b"\x00", "gzip", r"an answer is compressed \(gzip\)"),
+        ("text/event-stream", b" ", b"\x00", "zstd", r"an answer is compressed \(zstd\)"),
+    ],
+    ids=["line", "event", "comments", "no line", "events", "json", "page", "gzip", "zstd"],
+)  # fmt: skip
+def test_a_server_that_never_ends_is_left_after_some_megabytes(
+    model: ModelServer, tmp_path: Path, kind: str, begin: bytes, again: bytes, encoding: str, line: str
+) -> None:
+    headers = {"Content-Encoding": encoding} if encoding else {}
+    model.script = [Do(endless=(kind, begin, again), headers=headers)]
+    with pytest.raises(InputError, match=line):
+        run(model, tmp_path)
+    assert len(model.asked) == 1
+    # what lies in the sockets' buffers is some megabytes more
+    assert model.sent < 32 * 2**20
+
+
+def test_a_server_that_never_ends_its_error_is_left_too(model: ModelServer, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bounded_answers, "LONGEST_BODY", 2**20)
+        model.script = [Do(status=500, endless=("application/json", b"{", b" "))]
+        with pytest.raises(InputError, match="an answer has more than 1,048,576 bytes"):
+            run(model, tmp_path)
+    assert model.sent < 32 * 2**20
 
 
 def test_a_request_that_is_refused_in_every_dialect_ends_it(model: ModelServer, tmp_path: Path) -> None:

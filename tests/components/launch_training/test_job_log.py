@@ -1,9 +1,12 @@
 """Logs of pods, passed on: each line once and none left out, wherever a stream breaks."""
 
 import random
+import re
 import threading
 import time
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -61,6 +64,30 @@ def test_lines_carry_the_pods_name_and_no_secret(cluster, job, capfd, monkeypatc
         f"{POD} | the key is ***",
         "run-a1-worker-0 | a warning",
     ]
+
+
+def test_a_line_without_end_takes_no_memory_and_what_comes_after_it_is_passed_on(cluster, job):
+    follow(cluster, job)
+    cluster.write_log(POD, "x" * 300_000, "step 1: loss 9.00")
+    long, short = finish(cluster, job)
+    stamp = len(f"{NOON:%Y-%m-%dT%H:%M:%S}.000000000Z ")
+    assert long.startswith(f"{POD} | xxx")
+    assert re.search(r"x … \(\d{3},\d{3} more bytes of this line are left out\)$", long)
+    assert job_log.LONGEST_LINE - stamp <= long.count("x") <= job_log.LONGEST_LINE
+    assert short == f"{POD} | step 1: loss 9.00"
+
+    class Endless:
+        def stream(self, decode_content: bool) -> Iterator[bytes]:
+            yield from (bytes(2**20) for _ in range(200))
+            yield b"\nnext"
+
+    tracemalloc.start()
+    try:
+        first, last = job_log._lines(Endless())
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert (len(first) < 2**17, last) == (True, b"next")
 
 
 @pytest.mark.parametrize("seed", range(8))
