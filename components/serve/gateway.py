@@ -127,9 +127,11 @@ class Gateway:
                     MutableHeaders(scope=message).update(HEADERS)
                 await send(message)
 
-            if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            elif scope["type"] != "http":
                 raise NotImplementedError(f"{scope['type']} is not answered")
-            if refused := self._refusal(scope, open_paths):
+            elif refused := self._refusal(scope, open_paths):
                 await _as_json(None, refused)(scope, receive, with_policy)
             else:
                 await inner(scope, receive, with_policy)
