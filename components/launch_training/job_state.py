@@ -8,10 +8,12 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from components.launch_training.options import LaunchTraining
 from zhllama.errors import EXIT_INPUT, InputError
 from zhllama.kubernetes.job_kinds import true_conditions
 from zhllama.kubernetes.names import LABEL
 from zhllama.kubernetes.pod_state import containers, matter_of, pending_reason, stuck, terminations
+from zhllama.kubernetes.refusals import named_options
 from zhllama.kubernetes.training_job import TrainingJob
 
 LATE = 60.0
@@ -178,7 +180,8 @@ def in_time(
     likewise, of what no waiting mends."""
     deadline, said = job.deadline_seconds, ""
     if verdict.stuck and 0 < starting < stuck_for:
-        said = f"it waited {stuck_for:.0f} s to start ({verdict.reason}); mend that, or raise --starting-seconds"
+        mend = f"mend that{named_options(verdict.reason, LaunchTraining)}, or raise --starting-seconds"
+        said = f"it waited {stuck_for:.0f} s to start ({verdict.reason}); {mend}"
         return Verdict(State.EXPIRED, said)
     if verdict.state is State.WAITING and 0 < waiting < spent:
         place = f" for queue {job.queue}" if job.queue else ""

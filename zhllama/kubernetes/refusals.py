@@ -17,6 +17,8 @@ from zhllama.stage.options import option_of
 _OPTIONS = (
     (r"serviceaccount|service account", ("service_account",)),
     (r"imagepullsecret|pull secret", ("pull_secret",)),
+    (r"\bsecret \"", ("s3_secret", "api_key_secret")),
+    (r"\bconfigmap\b", ("ca_config_map",)),
     (r"\bimages?\b|registry|registries", ("training_image", "vllm_image")),
     (r"(?<!1123 )(?<!1035 )\blabels?\b", ("labels",)),
     (r"\bannotations?\b", ("annotations",)),
@@ -65,15 +67,14 @@ class Asker:
         if "being terminated" in said:
             return "give another --namespace, or try again when it is there anew", False
         if " denied " in said:
-            return f"mend what it names{self._named(said.partition(' denied ')[2])}", True
+            return f"mend what it names{named_options(said.partition(' denied ')[2], self.options)}", True
         if "violates PodSecurity" in said:
             return "let the namespace's Pod Security standard allow it", True
         if error.status == 404:
             return "check --namespace" if 'namespaces "' in said else self.missing, True
-        named = self._named(said)
-        # of a LimitRange, an account, a class: what RBAC refuses "cannot" be done
-        if error.status in (400, 422) or (error.status == 403 and named and " cannot " not in said):
-            return f"mend {self.whose}{named}", True
+        # what RBAC refuses "cannot" be done; the rest is a LimitRange's, or speaks of an account, a class
+        if error.status in (400, 422) or (error.status == 403 and " is forbidden: " in said and " cannot " not in said):
+            return f"mend {self.whose}{named_options(said, self.options)}", True
         return (f"give this account the Role {self.role}" if error.status == 403 else ""), True
 
     def refusal(self, named: str, error: ApiException) -> Exception:
@@ -83,9 +84,10 @@ class Asker:
             return unanswered(error)
         return (InputError if ours else StorageFault)(f"{named} was refused: {short(error)}; {mend}")
 
-    def _named(self, said: str) -> str:
-        """` (--labels, --memory)`: the options that the words speak of."""
-        known = {field.name for field in fields(self.options)}
-        spoken = (names for pattern, names in _OPTIONS if re.search(pattern, said, re.IGNORECASE))
-        found = [option_of(name) for names in spoken for name in names if name in known]
-        return f" ({', '.join(found)})" if found else ""
+
+def named_options(said: str, options: Any) -> str:
+    """` (--labels, --memory)`: the options of a command's dataclass that the words speak of, "" for none."""
+    known = {field.name for field in fields(options)}
+    spoken = (names for pattern, names in _OPTIONS if re.search(pattern, said, re.IGNORECASE))
+    found = [option_of(name) for names in spoken for name in names if name in known]
+    return f" ({', '.join(found)})" if found else ""

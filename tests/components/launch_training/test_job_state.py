@@ -183,11 +183,12 @@ def test_a_pull_that_fails_is_one_matter_in_one_short_line():
 
 
 def test_what_no_waiting_mends_has_a_shorter_wait_of_its_own():
-    stuck = Verdict(State.WAITING, "pod p: ErrImagePull", stuck=True)
+    stuck = Verdict(State.WAITING, "pod p: ErrImagePull: no such image", stuck=True)
     assert in_time(stuck, 200, JOB, waiting=1000, stuck_for=100, starting=100) is stuck
     late = in_time(stuck, 200, JOB, waiting=1000, stuck_for=101, starting=100)
     assert late.state is State.EXPIRED
-    assert late.reason == "it waited 101 s to start (pod p: ErrImagePull); mend that, or raise --starting-seconds"
+    said = "it waited 101 s to start (pod p: ErrImagePull: no such image); "
+    assert late.reason == f"{said}mend that (--training-image), or raise --starting-seconds"
     # what was stuck and is no more, and a wait without a bound of its own
     assert in_time(WAITS, 200, JOB, waiting=1000, stuck_for=101, starting=100) is WAITS
     assert in_time(stuck, 200, JOB, waiting=1000, stuck_for=1e9, starting=0) is stuck

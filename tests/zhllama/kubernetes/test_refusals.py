@@ -45,6 +45,7 @@ def answer(status: int, words: str) -> ApiException:
          "give another --namespace, or try again"),
         (403, 'jobs is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs"', InputError,
          "give this account the Role zhllama-runner"),
+        (403, f"{FORBIDDEN}of a rule that nobody knows", InputError, "; mend the job's options"),
         (404, "404 page not found", InputError, "install the operator"),
         (404, 'namespaces "none" not found', InputError, "; check --namespace"),
         (422, "metadata.name: Invalid value: a DNS-1123 label must", InputError, "(--run-id)"),
