@@ -1,11 +1,13 @@
 """Server-side apply, as a real API server answered it (tests/recordings/responses/deploy.json): who owns which field.
 
-Lists are whole values here; the real server merges some of them by key.
+Lists are whole values here; the real server merges some of them by key, so another manager of a part of one is refused.
 """
 
 import json
 from collections.abc import Iterator
 from typing import Any
+
+from tests.kubernetes_request import not_served, refused, status
 
 Path = tuple[str, ...]
 IDENTITY = ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "managedFields")
@@ -61,13 +63,8 @@ def _drop(thing: dict[str, Any], path: Path) -> None:
     parent = _get(thing, path[:-1])
     if isinstance(parent, dict) and not (isinstance(parent.get(path[-1]), dict) and parent[path[-1]]):
         parent.pop(path[-1], None)
-
-
-def status(code: int, reason: str, message: str, **details: Any) -> tuple[int, dict[str, Any]]:
-    """A refusal, as an API server words it."""
-    body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
-    told = {} if code in (400, 401) else {"details": details}
-    return code, body | {"reason": reason} | told | {"code": code}
+        if not parent and len(path) > 2:
+            _drop(thing, path[:-1])
 
 
 def applied(
@@ -76,12 +73,7 @@ def applied(
     """A status, and the object as it is then, or a Status that says why not."""
     wanted = json.loads(json.dumps(wanted))
     if wanted["metadata"].get("managedFields"):
-        return 400, {"kind": "Status", "reason": "BadRequest", "message": "metadata.managedFields must be nil"}
-    version = wanted["metadata"].get("resourceVersion")
-    if version and version != (found or {"metadata": {}})["metadata"].get("resourceVersion"):
-        name = f'{wanted["kind"].lower()}s "{wanted["metadata"]["name"]}"'
-        why = "the object has been modified; please apply your changes to the latest version and try again"
-        return status(409, "Conflict", f"Operation cannot be fulfilled on {name}: {why}")
+        raise refused(400, "BadRequest", "metadata.managedFields must be nil")
     asked = dict(leaves(wanted))
     made = json.loads(json.dumps(found)) if found else {
         "apiVersion": wanted["apiVersion"], "kind": wanted["kind"], "metadata": {"name": wanted["metadata"]["name"]},
@@ -89,6 +81,8 @@ def applied(
     owned = [dict(entry, paths=paths_of(entry["fieldsV1"])) for entry in made["metadata"].pop("managedFields", ())]
     ours = [entry for entry in owned if (entry["manager"], entry["operation"]) == (manager, "Apply")]
     others = [entry for entry in owned if entry not in ours]
+    if any(step.startswith("k:") for entry in others for path in entry["paths"] for step in path):
+        raise not_served("to merge lists by their keys")
     conflicts = [
         (entry, path) for entry in others for path in sorted(entry["paths"]) if path in asked
         if _get(made, path) != asked[path]
@@ -97,7 +91,9 @@ def applied(
         causes = []
         for entry, path in conflicts:
             through = f' with subresource "{entry["subresource"]}"' if entry.get("subresource") else ""
-            said = f'conflict with "{entry["manager"]}"{through} using {entry["apiVersion"]}'
+            # what was applied has no version of its own
+            using = "" if entry["operation"] == "Apply" else f" using {entry['apiVersion']}"
+            said = f'conflict with "{entry["manager"]}"{through}{using}'
             causes.append({"reason": "FieldManagerConflict", "message": said, "field": "." + ".".join(path)})
         message = "; ".join(f"{one['message']}: {one['field']}" for one in causes)
         return status(409, "Conflict", f"Apply failed with {len(causes)} conflict: {message}", causes=causes)

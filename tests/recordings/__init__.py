@@ -33,10 +33,11 @@ def answered(name: str) -> dict[str, Any]:
 
 
 @functools.cache
-def crds() -> Path:
-    """A folder with the definitions of custom resources that the recording server had."""
+def crds(kind: str = "") -> Path:
+    """A folder with the definitions of custom resources that the recording server had, or with one kind's alone: all
+    take seconds to read."""
     folder = Path(tempfile.mkdtemp(prefix="zhllama-crds-"))
-    for path in (FOLDER / "crds").glob("*.gz"):
+    for path in (FOLDER / "crds").glob(f"*_{kind.lower()}s.yaml.gz" if kind else "*.gz"):
         (folder / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
     return folder
 

@@ -1,19 +1,15 @@
 """A cluster with the training operators, as far as a launcher can see it: jobs, their pods, their logs.
 
 What an operator would do is done by the test: `cluster.on_create = function(job)`, which runs in a thread of its own
-and moves the job on with `set_condition` and `set_pod`. A job that is created is held against the definition of its
-kind, where those are at hand, and against what its API server would refuse.
+and moves the job on with `set_condition` and `set_pod`.
 """
 
-import functools
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from pipelines.manifests.check.schema import definitions, strict
+from tests.kubernetes_admission import faults
 from tests.kubernetes_server import KubernetesServer
 
-CRDS = Path(__file__).resolve().parents[4] / "shared" / "crds"
 ROOTS = {
     "PyTorchJob": "/apis/kubeflow.org/v1/namespaces/team/pytorchjobs",
     "TrainJob": "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs",
@@ -26,28 +22,10 @@ JOBS = ("PyTorchJob", "TrainJob")
 OVER = ("Succeeded", "Failed", "Complete")
 
 
-@functools.cache
-def _validator(kind: str, group: str, version: str) -> Any:
-    """Of a kind of job, strict; None where its definition is not at hand."""
-    import jsonschema
-
-    return jsonschema.Draft7Validator(strict(definitions(CRDS)[group, kind], version)) if CRDS.is_dir() else None
-
-
-def refusal(thing: dict[str, Any]) -> str:
-    """Why an API server would not take the object, "" if it would."""
-    if thing["kind"] not in JOBS:
-        return ""
-    group, _, version = thing["apiVersion"].rpartition("/")
-    validator = _validator(thing["kind"], group, version)
-    errors = validator.iter_errors(thing) if validator else ()
-    return "; ".join(f"{'.'.join(map(str, error.path))}: {error.message[:200]}" for error in errors)
-
-
 def warm_up() -> None:
-    """Reads the definitions, which takes a second or two, before a time-out counts."""
+    """Reads the definitions, which takes a second, before a time-out counts."""
     for kind in JOBS:
-        refusal({"apiVersion": ROOTS[kind][len("/apis/") :].partition("/namespaces")[0], "kind": kind})
+        faults({"apiVersion": ROOTS[kind][len("/apis/") :].partition("/namespaces")[0], "kind": kind, "metadata": {}})
 
 
 def now() -> str:
@@ -61,10 +39,6 @@ def finished(job: dict[str, Any]) -> bool:
 
 class FakeCluster(KubernetesServer):
     """PyTorchJobs and TrainJobs and their pods, each by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.refusal = refusal
 
     @property
     def jobs(self) -> dict[str, dict[str, Any]]:
@@ -181,9 +155,5 @@ class FakeCluster(KubernetesServer):
         """A job that nobody's operator moves."""
         version = "kubeflow.org/v1" if kind == "PyTorchJob" else "trainer.kubeflow.org/v1alpha1"
         thing = {"apiVersion": version, "kind": kind, "metadata": {"name": name, **metadata}, "spec": {}}
-        refused, self.refusal = self.refusal, lambda _: ""
-        try:
-            status, _ = self.create(f"{ROOTS[kind]}/{name}", thing)
-        finally:
-            self.refusal = refused
+        status, _ = self.create(f"{ROOTS[kind]}/{name}", thing)
         assert status == 201

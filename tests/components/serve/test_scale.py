@@ -10,47 +10,21 @@ import pytest
 from components.serve.cluster import Cluster, as_it_was
 from components.serve.rollout import conflicts, targets, with_anothers_scale, without_others
 from tests.kubernetes_server import Fault, KubernetesServer
-from tests.server_side_apply import applied, scaled
+from tests.recordings import answered
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.model_server import OURS
 
-RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "responses" / "deploy.json").read_text())
-EXCHANGES = {one["id"]: one for one in RECORDED["exchanges"]}
 DEPLOYMENTS = "/apis/apps/v1/namespaces/team/deployments"
 HPA = "kube-controller-manager"
 
 
-def test_the_fake_applies_as_the_real_server_did() -> None:
-    found: dict[str, Any] | None = None
-    steps = [
-        "apply/create", "apply/unchanged", "apply/managed-fields", "apply/with-version", "scale/hpa",
-        "apply/conflict-replicas", "apply/same-value-replicas", "scale/hpa-again", "apply/without-replicas",
-        "apply/force-replicas", "apply/drop-replicas-owned",
-    ]  # fmt: skip
-    for step in steps:
-        request, response = EXCHANGES[step]["request"], EXCHANGES[step]["response"]
-        if step.startswith("scale"):
-            assert found is not None
-            status, answer = 200, scaled(found, request["body"]["spec"]["replicas"], "autoscaler")
-        else:
-            wanted = json.loads(request["body"])
-            status, answer = applied(found, wanted, "zhllama", "force=true" in request["path"])
-        assert status == response["status"], step
-        if status < 300:
-            found = answer
-            assert answer["spec"]["replicas"] == response["body"]["spec"]["replicas"], step
-        elif status == 409:
-            assert answer["details"].get("causes") == response["body"]["details"].get("causes"), step
-            assert answer["reason"] == response["body"]["reason"], step
-
-
 def test_the_managers_that_a_real_server_names_are_read() -> None:
-    found = EXCHANGES["scale/managed"]["response"]["body"]
+    found = answered("scale/managed")["body"]
     wanted = {"kind": "Deployment", "spec": {"replicas": 1, "revisionHistoryLimit": 3}}
     made, said = with_anothers_scale(wanted, found)
     assert made["spec"] == {"revisionHistoryLimit": 3}
     assert said == "replicas stays 3: it is set by autoscaler"
-    ours = EXCHANGES["apply/create"]["response"]["body"]
+    ours = answered("apply/create")["body"]
     assert with_anothers_scale(wanted, ours) == (wanted, "")
 
 
@@ -108,9 +82,9 @@ def test_what_decides_which_model_is_served_is_ours_and_the_rest_is_who_set_it(f
 
 
 def test_the_conflicts_that_a_real_server_names_are_read() -> None:
-    body = EXCHANGES["apply/conflict-replicas"]["response"]["body"]
+    body = answered("apply/conflict-replicas")["body"]
     assert conflicts(json.dumps(body)) == [(".spec.replicas", "autoscaler")]
-    assert conflicts(json.dumps(EXCHANGES["apply/with-version"]["response"]["body"])) == []
+    assert conflicts(json.dumps(answered("apply/with-version")["body"])) == []
     assert conflicts("<html>") == conflicts(None) == []
 
 
@@ -132,7 +106,8 @@ def cluster(server: KubernetesServer) -> Cluster:
 
 def deployment(replicas: int, image: str = "a") -> dict[str, Any]:
     metadata = {"name": "zh", "namespace": "team", "labels": dict(OURS)}
-    spec = {"replicas": replicas, "template": {"metadata": {"labels": dict(OURS)}, "spec": {"image": image}}}
+    template = {"metadata": {"labels": dict(OURS)}, "spec": {"containers": [{"name": "server", "image": image}]}}
+    spec = {"replicas": replicas, "selector": {"matchLabels": dict(OURS)}, "template": template}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
 
 
@@ -155,7 +130,7 @@ def test_replicas_that_another_has_set_stay_and_the_rest_is_applied(
     server.scale(f"{DEPLOYMENTS}/zh", 10, manager)
     cluster.apply(deployment(1, "b"))
     assert replicas(server) == 10
-    assert server.of_kind("Deployment")["zh"]["spec"]["template"]["spec"]["image"] == "b"
+    assert server.of_kind("Deployment")["zh"]["spec"]["template"]["spec"]["containers"][0]["image"] == "b"
     assert f"Deployment team/zh: replicas stays 10: it is set by {manager}" in caplog.messages
 
 
@@ -199,7 +174,7 @@ def test_a_manager_that_scales_between_the_look_and_the_apply_is_not_overridden(
     server.fault = race
     cluster.apply(deployment(2, "b"))
     assert replicas(server) == 7
-    assert server.of_kind("Deployment")["zh"]["spec"]["template"]["spec"]["image"] == "b"
+    assert server.of_kind("Deployment")["zh"]["spec"]["template"]["spec"]["containers"][0]["image"] == "b"
 
 
 def test_taking_back_leaves_what_an_autoscaler_has_said_meanwhile(server: KubernetesServer, cluster: Cluster) -> None:
@@ -210,7 +185,7 @@ def test_taking_back_leaves_what_an_autoscaler_has_said_meanwhile(server: Kubern
     server.scale(f"{DEPLOYMENTS}/zh", 8, HPA)
     cluster.apply(before)
     assert replicas(server) == 8
-    assert server.of_kind("Deployment")["zh"]["spec"]["template"]["spec"]["image"] == "a"
+    assert server.of_kind("Deployment")["zh"]["spec"]["template"]["spec"]["containers"][0]["image"] == "a"
 
 
 def test_a_model_that_another_has_scaled_to_nothing_is_not_deployed_over(
@@ -229,15 +204,19 @@ def test_what_another_manager_has_set_stays_and_what_is_served_is_taken_back(
     server: KubernetesServer, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    wanted = deployment(1) | {"spec": deployment(1)["spec"] | {"revisionHistoryLimit": 3, "selector": {"a": "b"}}}
+    wanted = deployment(1)
+    wanted["spec"]["revisionHistoryLimit"] = 3
+    wanted["spec"]["template"]["metadata"]["labels"]["zhllama.io/version"] = "ours"
     cluster.apply(wanted)
-    theirs = {"revisionHistoryLimit": 9, "selector": {"a": "c"}}
+    theirs = {"template": {"metadata": {"labels": {"zhllama.io/version": "theirs"}}}, "revisionHistoryLimit": 9}
     server.apply(f"{DEPLOYMENTS}/zh", wanted | {"spec": theirs}, "argocd")
     cluster.apply(wanted)
     spec = server.of_kind("Deployment")["zh"]["spec"]
-    assert (spec["revisionHistoryLimit"], spec["selector"]) == (9, {"a": "b"})
+    assert spec["revisionHistoryLimit"] == 9
+    assert spec["template"]["metadata"]["labels"]["zhllama.io/version"] == "ours"
     assert "Deployment team/zh: .spec.revisionHistoryLimit stays as argocd has set it" in caplog.messages
-    assert "Deployment team/zh: .spec.selector.a is taken back from argocd" in caplog.messages
+    label = ".spec.template.metadata.labels.zhllama.io/version"
+    assert f"Deployment team/zh: {label} is taken back from argocd" in caplog.messages
     # and so it is the next time
     cluster.apply(wanted)
     assert server.of_kind("Deployment")["zh"]["spec"] == spec
