@@ -237,8 +237,13 @@ def _pairs(option: str, texts: list[str]) -> dict[str, str]:
         if text.find("=") < 1:
             raise InputError(f"--{option} {text}: write KEY=VALUE")
     found = dict(text.split("=", 1) for text in texts)
-    check_value({"label": "labels", "annotation": "annotations"}.get(option, "node_selector"), found, f"--{option}")
+    if option in _KINDS:
+        check_value(_KINDS[option], found, f"--{option}")
     return found
+
+
+_KINDS = {"label": "labels", "annotation": "annotations", "node-selector": "node_selector"}
+"""Of pairs, what they are; what else pods have, `pod_settings` checks."""
 
 
 def _toleration(text: str) -> dict[str, str]:

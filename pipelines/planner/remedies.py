@@ -9,7 +9,7 @@ from pipelines.planner.gpus import Gpu
 from pipelines.planner.table import gigabytes, hours
 from pipelines.sizes import Size
 from zhllama.errors import InputError
-from zhllama.kubernetes.quantity import quantity
+from zhllama.kubernetes.formats import amount
 
 
 def remedies(short: Sequence[Plan], request: PlanRequest, kinds: Sequence[Gpu], most: int = 3) -> list[str]:
@@ -73,7 +73,7 @@ def warnings(made: Plan, size: Size) -> list[str]:
     found = []
     for field, need in (("memory", made.host_memory), ("ephemeral_storage", made.ephemeral)):
         told = getattr(training, field)
-        if need > (has := quantity(told) or 0):
+        if need > (has := float(amount(told) or 0)):
             place = f"{told} ({gigabytes(has)}) in pipelines/sizes/{size.name}.yaml"
             found.append(f"{made.stage}: {field} of a node is {place}, and {gigabytes(need)} are needed")
     if seconds is not None and seconds > training.deadline_seconds:

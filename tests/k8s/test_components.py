@@ -16,8 +16,8 @@ from pipelines.manifests.check.check import check
 from pipelines.manifests.serving import model_server
 from tests.k8s.kustomizations import K8S, KUBECTL, Object, build, of_kind
 from tests.k8s.test_pods import pods
+from zhllama.kubernetes.formats import amount
 from zhllama.kubernetes.pods import S3_KEYS, S3_OPTIONAL_KEYS
-from zhllama.kubernetes.quantity import quantity
 
 RDMA = {"NCCL_IB_HCA", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_DEBUG"}
 
@@ -128,9 +128,9 @@ def test_the_quota_holds_any_one_training_and_its_served_model(cluster):
         for machine in (size.embeddings, size.lora, size.sft):
             served = size.serving
             for kind, name in (("cpu", "cpu"), ("memory", "memory"), ("ephemeral-storage", "ephemeral_storage")):
-                asked = machine.nodes * (quantity(getattr(machine, name)) or 0)
-                asked += served.replicas * (quantity(getattr(served, name)) or 0)
-                assert asked <= (quantity(hard[f"requests.{kind}"]) or 0), (size.name, kind)
+                asked = machine.nodes * (amount(getattr(machine, name)) or 0)
+                asked += served.replicas * (amount(getattr(served, name)) or 0)
+                assert asked <= (amount(hard[f"requests.{kind}"]) or 0), (size.name, kind)
             gpus = machine.nodes * machine.gpus + (served.replicas * served.gpus if served.gpu else 0)
             assert gpus <= int(hard["requests.nvidia.com/gpu"]), size.name
 
@@ -140,7 +140,7 @@ def test_the_example_of_a_cluster_queue_covers_what_any_job_asks_for_and_holds_a
     _, queue = yaml.safe_load_all((K8S / "components" / "kueue" / "cluster-queue.example.yaml").read_text())
     (group,) = queue["spec"]["resourceGroups"]
     (flavor,) = group["flavors"]
-    there = {one["name"]: quantity(one["nominalQuota"]) or 0 for one in flavor["resources"]}
+    there = {one["name"]: amount(one["nominalQuota"]) or 0 for one in flavor["resources"]}
     assert list(there) == group["coveredResources"]
     overlays = [*(f"pytorchjob/{size}" for size in ("7b", "13b", "33b", "65b")), "overlays/training-rdma"]
     for job in (job for name in overlays for job in of_kind(build(name), "PyTorchJob").values()):
@@ -148,7 +148,7 @@ def test_the_example_of_a_cluster_queue_covers_what_any_job_asks_for_and_holds_a
         for replica in job["spec"]["pytorchReplicaSpecs"].values():
             (container,) = replica["template"]["spec"]["containers"]
             for kind, value in container["resources"]["requests"].items():
-                asked[kind] = asked.get(kind, 0) + replica["replicas"] * (quantity(value) or 0)
+                asked[kind] = asked.get(kind, 0) + replica["replicas"] * (amount(value) or 0)
         assert asked.keys() <= there.keys(), job["metadata"]["name"]
         assert all(asked[kind] <= there[kind] for kind in asked), (job["metadata"]["name"], asked)
 

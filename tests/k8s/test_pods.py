@@ -7,8 +7,8 @@ import pytest
 
 from pipelines import sizes
 from tests.k8s.kustomizations import OVERLAYS, Object, build, of_kind, place
+from zhllama.kubernetes.formats import amount
 from zhllama.kubernetes.names import LABEL
-from zhllama.kubernetes.quantity import quantity
 
 UPLOAD = 27e6
 """Bytes a second that a node uploads of a checkpoint, hashed. `make bench ONLY=checkpoint_stall` gave it on two cores
@@ -63,7 +63,7 @@ def test_a_pod_is_confined_and_says_what_it_needs(spec):
             "capabilities": {"drop": ["ALL"]},
         }
         for kind in ("cpu", "memory", "ephemeral-storage"):
-            asked, most = (quantity(container["resources"][side][kind]) for side in ("requests", "limits"))
+            asked, most = (amount(container["resources"][side][kind]) for side in ("requests", "limits"))
             assert asked is not None
             assert most is not None
             assert 0 < asked <= most

@@ -19,6 +19,7 @@ _CONFIG_KEY = re.compile(r"[-._a-zA-Z0-9]+")
 _QUANTITY = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:([numkMGTPE]|[KMGTPE]i)|[eE]([+-]?[0-9]+))?")
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 OPERATORS = ("Equal", "Exists")
+NODE_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt")
 _PERCENT = re.compile(r"[0-9]+%")
 _SCALE = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "k": Decimal(1000)}
 _SCALE |= {letter: Decimal(1000) ** power for power, letter in enumerate("MGTPE", start=2)}
@@ -254,6 +255,25 @@ def toleration(given: Mapping[str, Any]) -> list[tuple[str, str]]:
     if given.get("tolerationSeconds") is not None and given.get("effect") != "NoExecute":
         wrong.append(("effect", "must be NoExecute with tolerationSeconds"))
     return wrong
+
+
+def node_requirement(given: Mapping[str, Any], of_fields: bool, required: bool) -> list[tuple[str, str]]:
+    """The same of what an affinity asks of nodes. of_fields: of their fields, not of their labels; required: not only
+    preferred, where values are any texts."""
+    key, operator, values = str(given.get("key") or ""), given.get("operator"), given.get("values") or []
+    if of_fields:
+        wrong = [("key", "must be metadata.name in matchFields")] if key != "metadata.name" else []
+        if operator not in ("In", "NotIn") or len(values) != 1:
+            wrong.append(("operator", "must be In or NotIn in matchFields, with one value"))
+        return wrong
+    wrong = [("key", f"{key!r}: {said}")] if (said := qualified_name(key)) else []
+    if operator in ("In", "NotIn"):
+        said = (required and each(label_value)(values)) or ("" if values else f"are needed with {operator}")
+    elif operator in ("Exists", "DoesNotExist"):
+        said = f"may not be given with {operator}" if values else ""
+    else:
+        said = f"must be one with {operator}" if operator in ("Gt", "Lt") and len(values) != 1 else ""
+    return [*wrong, ("values", said)] if said else wrong
 
 
 def each(check: Check) -> Check:

@@ -14,7 +14,6 @@ from zhllama.errors import InputError
 from zhllama.kubernetes import formats
 from zhllama.kubernetes.names import JOB_LABELS, POD_KEYS, check_value
 from zhllama.kubernetes.pods import POD_PLACES, json_of
-from zhllama.kubernetes.quantity import quantity
 from zhllama.stage.tls import PROXY_KEYS, TRUSTED
 
 SHAPE = '{"environment": {"NCCL_IB_HCA": "mlx5"}, "resources": {"rdma/hca": "1"}, "annotations": {"NAME": "VALUE"}}'
@@ -36,7 +35,6 @@ _ELSEWHERE = (
     (_OF_TRAINING, "the job sets it; leave it out"),
     (re.compile("|".join(POD_PLACES)), "pods write below /tmp alone, and the job says where; leave it out"),
 )
-_RESOURCE = re.compile(r"(?=[^/]{1,253}/)[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _HUGE = re.compile(r"hugepages-[0-9]+[KMG]i")
 
 
@@ -116,19 +114,19 @@ def _check_resource(where: str, name: str, value: str) -> None:
     if name in ("cpu", "memory", "ephemeral-storage"):
         raise InputError(f"{where}: a job has an option for it, --{name}; use that")
     if _HUGE.fullmatch(name):
-        if not quantity(value):
+        if not formats.amount(value):
             raise InputError(f"{where}: {value!r} is no amount; write 4Gi")
         return
-    domain = name.partition("/")[0]
-    if not _RESOURCE.fullmatch(name) or domain.endswith("kubernetes.io") or domain.startswith("requests."):
+    domain, slash, _ = name.partition("/")
+    if not slash or domain.endswith("kubernetes.io") or formats.resource_name(name):
         raise InputError(f"{where}: no name of a device plugin's resource; write rdma/hca, vpc.amazonaws.com/efa")
     if not (value.isascii() and value.isdigit() and int(value) > 0):
         raise InputError(f"{where}: {value!r}: such a resource comes in whole numbers, 1 or more")
 
 
 def _check_variable(where: str, name: str, value: Any) -> None:
-    if not name or not all(" " <= letter <= "~" and letter != "=" for letter in name):
-        raise InputError(f"{where}: a variable's name is printable ASCII without =")
+    if wrong := formats.needed(formats.variable)(name):
+        raise InputError(f"{where}: {wrong}")
     for names, mend in _ELSEWHERE:
         if names.fullmatch(name):
             raise InputError(f"{where}: {mend}")
@@ -167,46 +165,27 @@ def _check_affinity(where: str, value: Mapping[str, Any]) -> None:
         if not isinstance(terms, list) or not terms:
             raise InputError(f"{at}: nodeSelectorTerms: a list with a term or more is needed")
         for term in terms:
-            _check_term(at, term)
+            _check_term(at, term, required=True)
     for one in _list(f"{where}: {PREFERRED}", value.get(PREFERRED, [])):
         at = f"{where}: {PREFERRED}"
         weight = _only(at, one, "weight", "preference").get("weight")
-        if type(weight) is not int or not 1 <= weight <= 100:
+        if type(weight) is not int or formats.between(1, 100)(weight):
             raise InputError(f"{at}: weight: {weight!r}; a number from 1 to 100 is needed")
-        _check_term(at, one.get("preference"), preferred=True)
+        _check_term(at, one.get("preference"), required=False)
 
 
-def _check_term(at: str, term: Any, preferred: bool = False) -> None:
-    _only(at, term, "matchExpressions", "matchFields")
-    for one in _list(f"{at}: matchFields", term.get("matchFields", [])):
-        _only(f"{at}: matchFields", one, "key", "operator", "values")
-        values = _list(f"{at}: values", one.get("values", []))
-        if one.get("key") != "metadata.name" or one.get("operator") not in ("In", "NotIn") or len(values) != 1:
-            raise InputError(f"{at}: matchFields: {one}: metadata.name, In or NotIn, and one value are needed")
-    for one in _list(f"{at}: matchExpressions", term.get("matchExpressions", [])):
-        _only(f"{at}: matchExpressions", one, "key", "operator", "values")
-        key, operator, values = one.get("key"), one.get("operator"), _list(f"{at}: values", one.get("values", []))
-        if not isinstance(key, str) or not all(isinstance(value, str) for value in values):
-            raise InputError(f"{at}: {one}: key and values are texts; write them in quotes")
-        _check_label(at, key)
-        if operator in ("In", "NotIn"):
-            good, needed = bool(values), "a value or more"
-            # of a preference the server takes any text
-            for value in () if preferred else values:
-                _check_label(at, key, value)
-        elif operator in ("Gt", "Lt"):
-            good, needed = len(values) == 1, "one value"
-        elif operator in ("Exists", "DoesNotExist"):
-            good, needed = not values, "no value"
-        else:
-            raise InputError(f"{at}: {key}: operator {operator!r}; use In, NotIn, Exists, DoesNotExist, Gt or Lt")
-        if not good:
-            raise InputError(f"{at}: {key}: {operator} takes {needed}")
-
-
-def _check_label(at: str, key: str, value: str = "") -> None:
-    if wrong := formats.labels({key: value}):
-        raise InputError(f"{at}: {wrong}")
+def _check_term(where: str, term: Any, required: bool) -> None:
+    for kind, requirements in _only(where, term, "matchExpressions", "matchFields").items():
+        at = f"{where}: {kind}"
+        for one in _list(at, requirements):
+            _only(at, one, "key", "operator", "values")
+            key, operator, values = one.get("key"), one.get("operator"), _list(f"{at}: values", one.get("values", []))
+            if not all(isinstance(text, str) for text in (key, *values)):
+                raise InputError(f"{at}: {one}: key and values are texts; write them in quotes")
+            if wrong := formats.one_of(*formats.NODE_OPERATORS)(operator):
+                raise InputError(f"{at}: {key}: operator {operator!r} {wrong}")
+            for name, wrong in formats.node_requirement(one, kind == "matchFields", required):
+                raise InputError(f"{at}: {key}: {name} {wrong}")
 
 
 def _only(where: str, value: Any, *names: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipelines.manifests.check.server.metadata import object_metadata
 from pipelines.manifests.check.server.types import VERSION, check_own, check_part, is_own
 from pipelines.manifests.check.server.types import definitions as types
 from zhllama.errors import InputError
-from zhllama.kubernetes.quantity import quantity
+from zhllama.kubernetes.formats import amount
 
 
 def check(
@@ -143,8 +143,8 @@ def node_of(text: str) -> Node:
     given: dict[str, float] = {}
     for part in filter(None, re.split(r"[,\s]+", text)):
         name, _, value = part.partition("=")
-        number = quantity(value)
+        number = amount(value)
         if name not in _NODE or number is None:
             raise InputError(f"--largest-node {part}: write {', '.join(f'{name}=…' for name in _NODE)}, as cpu=96")
-        given[_NODE[name]] = number
+        given[_NODE[name]] = float(number)
     return Node(**given)

@@ -8,10 +8,9 @@ from pipelines.manifests.check.documents import WORKS, Document, Finding, mappin
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.pods import is_gpu, is_of_known_runtime, pods
 from pipelines.manifests.check.server.metadata import name_of
-from zhllama.kubernetes.formats import dns_1035_label
+from zhllama.kubernetes.formats import amount, dns_1035_label
 from zhllama.kubernetes.job_manifest import RUNTIME
 from zhllama.kubernetes.names import LONGEST_JOB_NAME, POD_KEYS, is_of_pods
-from zhllama.kubernetes.quantity import quantity
 
 TRAINING_KINDS = ("PyTorchJob", "TrainJob")
 RENDEZVOUS = ("c10d", "etcd", "etcd-v2")
@@ -195,7 +194,7 @@ def processes(document: Document) -> Iterator[Finding]:
         return
     for container in (container for pod in pods(document) for container in pod.containers() if not container.init):
         for kind in filter(is_gpu, container.limits):
-            if quantity(container.limits[kind]) not in (None, float(count)):
+            if amount(container.limits[kind]) not in (None, int(count)):
                 wrong = f"{container.limits[kind]} GPUs for {name_} {count}: one process a GPU is needed"
                 yield container.works("processes", wrong, "resources", "limits", kind)
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 from pipelines.manifests.check.documents import Finding, mapping
 from pipelines.manifests.check.pods import Container, Pod, is_gpu, sequence
+from zhllama.kubernetes.formats import amount
 from zhllama.kubernetes.pod_settings import NO_SECRET, SECRET_NAME, SECRET_VALUE
-from zhllama.kubernetes.quantity import quantity
 
 LEAST_GRACE = 60
 """Seconds of a training pod between SIGTERM and SIGKILL: a checkpoint has to be written in them."""
@@ -52,7 +52,7 @@ def fits(pod: Pod, node: Node) -> Iterator[Finding]:
     for container in (container for container in pod.containers() if not container.init):
         for kind, value in {**container.limits, **container.requests}.items():
             name = "gpus" if is_gpu(kind) else kind.replace("-", "_")
-            total[name] = total.get(name, 0) + (quantity(value) or 0)
+            total[name] = total.get(name, 0) + float(amount(value) or 0)
     for name, most in asdict(node).items():
         if total.get(name, 0) > most:
             unit, of = ("", 1) if name in ("cpu", "gpus") else (" GiB", 2**30)
@@ -75,7 +75,7 @@ def shared_memory(container: Container) -> Iterator[Finding]:
             yield container.advice("shm", wrong)
         return
     empty = mapping(volumes.get(str(mount.get("name"))), "emptyDir")
-    size, limit = quantity(empty.get("sizeLimit")), quantity(container.limits.get("memory"))
+    size, limit = amount(empty.get("sizeLimit")), amount(container.limits.get("memory"))
     if empty.get("medium") != "Memory":
         yield container.advice("shm", "the volume at /dev/shm must be an emptyDir with medium: Memory")
     elif size is None:

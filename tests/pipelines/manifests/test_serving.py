@@ -217,7 +217,7 @@ def test_wrong_json_is_refused_with_how_to_write_it(option: str, text: str, mess
     [
         ({"name": "Not_A_Name"}, "'Not_A_Name' must be lower-case letters"),
         ({"model": "/data/model"}, "pods of a cluster read the model from S3"),
-        ({"gpus": 0}, "--gpus 0: at least 1"),
+        ({"gpus": 0}, "--gpus: 0 must be between 1 and"),
         ({"namespace": "Team_A"}, "--namespace: 'Team_A' must be lower-case letters"),
         ({"api_key_secret": "My Key"}, "--api-key-secret: 'My Key' must be lower-case letters"),
         ({"labels": {"team": "a b"}}, "--labels: team: 'a b' must be"),

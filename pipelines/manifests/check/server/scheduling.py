@@ -17,30 +17,10 @@ def toleration(field: Field) -> Iterator[Finding]:
 
 def node_requirement(field: Field) -> Iterator[Finding]:
     """Of an affinity to nodes."""
-    operator, values = field.text("operator"), field.list("values")
-    if field.place[-2] == "matchFields":
-        if field.text("key") != "metadata.name":
-            yield field["key"].wrong("must be metadata.name in matchFields")
-        if operator not in ("In", "NotIn") or len(values) != 1:
-            yield field.wrong("in matchFields the operator is In or NotIn, with one value")
-        return
-    if wrong := formats.qualified_name(field.text("key")):
-        yield field["key"].wrong(f"{field.text('key')!r}: {wrong}")
-    if operator in ("In", "NotIn") and not values:
-        yield field["values"].wrong(f"are needed with {operator}")
-    elif operator in ("Exists", "DoesNotExist") and values:
-        yield field["values"].wrong(f"may not be given with {operator}")
-    elif operator in ("Gt", "Lt") and len(values) != 1:
-        yield field["values"].wrong(f"{operator} takes one value")
-
-
-def required_affinity(field: Field) -> Iterator[Finding]:
-    """What a node has to have: values there are labels' values."""
-    for term in field.each("nodeSelectorTerms"):
-        for requirement in term.each("matchExpressions"):
-            values = requirement.list("values") if requirement.text("operator") in ("In", "NotIn") else []
-            if wrong := each(formats.label_value)(values):
-                yield requirement["values"].wrong(wrong)
+    kind, required = field.place[-2], "nodeSelectorTerms" in field.place[-4:]
+    given = {name: field.text(name) for name in ("key", "operator")} | {"values": field.list("values")}
+    for name, wrong in formats.node_requirement(given, kind == "matchFields", required):
+        yield field[name].wrong(wrong)
 
 
 def pod_affinity(field: Field) -> Iterator[Finding]:
@@ -67,7 +47,7 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
     },
     "NodeSelector": {"nodeSelectorTerms": needed()},
     "NodeSelectorRequirement": {
-        "operator": needed(one_of("In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt")), "key": needed(),
+        "operator": needed(one_of(*formats.NODE_OPERATORS)), "key": needed(),
     },
     "PreferredSchedulingTerm": {"weight": needed(_WEIGHT)},
     "WeightedPodAffinityTerm": {"weight": needed(_WEIGHT)},
@@ -84,7 +64,6 @@ FIELDS: Mapping[str, Mapping[str, Check]] = {
 RULES = {
     "Toleration": [toleration],
     "NodeSelectorRequirement": [node_requirement],
-    "NodeSelector": [required_affinity],
     "PodAffinityTerm": [pod_affinity],
     "TopologySpreadConstraint": [spread],
 }

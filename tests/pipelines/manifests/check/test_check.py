@@ -19,7 +19,7 @@ from pipelines.manifests.check.documents import Document, Finding, read_document
 from pipelines.manifests.check.pod_rules import Node
 from tests import recordings
 from zhllama.errors import InputError
-from zhllama.kubernetes.quantity import quantity
+from zhllama.kubernetes.formats import amount
 
 ROOT = Path(__file__).resolve().parents[4]
 HERE = Path(__file__).parent
@@ -293,7 +293,7 @@ def test_what_no_cluster_could_read_is_a_finding_too(text: str, said: str, tmp_p
     ],
 )
 def test_quantities(text: object, value: float | None) -> None:
-    assert quantity(text) == value
+    assert amount(text) == value
 
 
 def test_the_largest_node_may_be_named() -> None:
