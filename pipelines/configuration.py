@@ -16,7 +16,7 @@ from pipelines import sizes
 from pipelines.local.placeholders import Value, value_of
 from pipelines.settings import MACHINE, SETTINGS, TRAININGS, Setting, of_all
 from pipelines.shape import Shape, shape_of
-from pipelines.sizes import Size
+from pipelines.sizes import SIZED, Size
 from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import server_name
@@ -304,9 +304,9 @@ def _resolved(size: Size, chosen: Mapping[str, Value]) -> tuple[Size, dict[str, 
     """The size with the settings that stand over its fields, a training's own over the one for all three; and every
     setting, its default where nothing was chosen."""
     for name in sorted(chosen.keys() & SETTINGS.keys(), key=lambda name: (-len(SETTINGS[name].fields), name)):
-        value = chosen[name]
+        value, (_, option) = chosen[name], SETTINGS[name].option or (None, "")
         least = 0 if name == "lora_dropout" else 1e-12
-        if isinstance(value, int | float) and not isinstance(value, bool) and value < least:
+        if isinstance(value, int | float) and not isinstance(value, bool) and value < least and option not in SIZED:
             # "as many as the epochs give", "as the adapter that is gone on from": the planner keeps the size's figure
             continue
         for path in SETTINGS[name].fields if value is not None else ():

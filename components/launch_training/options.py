@@ -9,6 +9,7 @@ from typing import Any, Literal
 from components.launch_training.command import on_hub, parse_training, training_arguments, training_module
 from zhllama.artifacts.manifest import Input
 from zhllama.errors import InputError
+from zhllama.kubernetes.names import check_value
 from zhllama.kubernetes.pod_settings import pod_settings
 from zhllama.kubernetes.pods import USER, mapping, tolerations, uid
 from zhllama.kubernetes.training_job import JobOptions, TrainingJob
@@ -81,6 +82,7 @@ class LaunchTraining(JobOptions, StageOptions):
         for name in ("labels", "annotations", "node_selector"):
             mapping(option_of(name), getattr(self, name))
         tolerations("--tolerations", self.tolerations)
+        check_value("team", self.team, "--team")
         pod_settings("--pods", self.pods)
 
     def cache_versions(self) -> dict[str, int]:

@@ -310,6 +310,12 @@ def test_an_adapters_own_shape_is_asked_for_by_nothing():
     assert told.size.adapter == sizes.load("7b").adapter
 
 
+def test_a_value_of_nothing_stands_over_the_sizes():
+    told = configure("7b", {"lora_warmup_steps": "0", "lora_weight_decay": "0", "lora_save_steps": "0"})
+    assert "--warmup-steps 0 --weight-decay 0" in (words := fixed_arguments(told, "lora"))
+    assert "--save-steps 0" in words
+
+
 # --- compiled packages, clusters --------------------------------------------------------------------------------------
 
 

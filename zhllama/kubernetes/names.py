@@ -87,6 +87,7 @@ TAKEN: Mapping[str, Check] = {
     "namespace": formats.dns_label,
     **dict.fromkeys((*POD_OBJECTS, "api_key_secret", "secret", "account"), formats.subdomain),
     **dict.fromkeys(("queue", "priority_class"), _name),
+    "team": lambda text: "" if label_value(text) else "has no letter or digit that a label takes",
     **dict.fromkeys(("cpu", "memory", "shared_memory", "ephemeral_storage"), _quantity),
     "gpu_resource": _gpu,
     **dict.fromkeys(("labels", "node_selector"), _texts(formats.labels)),
@@ -97,7 +98,9 @@ TAKEN: Mapping[str, Check] = {
     "tag": tag,
     **dict.fromkeys(("nodes", "processes_per_node", "replicas", "gpus", "context_length", "attempts"), _AT_LEAST_ONE),
     **dict.fromkeys(("deadline_seconds", "grace_seconds", "start_seconds", "wait_minutes"), _AT_LEAST_ONE),
-    **dict.fromkeys(("min_nodes", "max_nodes", "waiting_seconds"), formats.between(0, formats.MOST)),
+    **dict.fromkeys(
+        ("min_nodes", "max_nodes", "waiting_seconds", "starting_seconds"), formats.between(0, formats.MOST)
+    ),
 }
 """An option of our jobs, servers and steps → what Kubernetes, or a kubelet hours later, has against a value of it."""
 

@@ -16,6 +16,7 @@ LORA_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj"
 SHIPPED_DEEPSPEED = ("zero2", "zero2_offload", "zero3")
 """Names that `--deepspeed` takes instead of a path: JSON files beside this one. docs/training.md says which is for
 what."""
+_NO_FILE = f"no such file; give a JSON file, {', '.join(SHIPPED_DEEPSPEED)} or none"
 
 EACH_RUN = {
     "max_steps": "steps",
@@ -31,7 +32,7 @@ _ABOVE_0 = (
     "per_device_eval_batch_size", "logging_steps", "save_total_limit", "ddp_timeout",
 )  # fmt: skip
 _AT_LEAST_0 = (
-    "embedding_lr", "warmup_steps", "weight_decay", "max_grad_norm", "eval_steps", "save_steps", "peak_tflops",
+    "seed", "embedding_lr", "warmup_steps", "weight_decay", "max_grad_norm", "eval_steps", "save_steps", "peak_tflops",
     "max_minutes_without_checkpoint",
 )  # fmt: skip
 
@@ -118,12 +119,17 @@ class TrainingOptions(StageOptions):
 
     def __post_init__(self) -> None:
         rows = sorted({"embed_tokens", "lm_head"}.intersection(self.targets))
+        words, path = ("none", *SHIPPED_DEEPSPEED), Path(self.deepspeed)
+        # which file, only the place where it trains knows
+        file = path.suffix == ".json" or "/" in self.deepspeed or path.is_file()
         whole = self.warmup_steps < 1 or self.warmup_steps % 1 == 0
         for name, holds, mend in (
             *((name, getattr(self, name) > 0, "a number above 0 is needed") for name in _ABOVE_0),
             *((name, getattr(self, name) >= 0, "a number of at least 0 is needed") for name in _AT_LEAST_0),
             ("max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1"),
             ("warmup_steps", whole, "give whole steps, or a share below 1"),
+            ("seed", self.seed < 2**32, "a number below 4294967296 is needed"),
+            ("deepspeed", file or self.deepspeed in words, _NO_FILE),
             ("lora_r", self.lora_r >= 0, "a rank of at least 1 is needed (0: the default)"),
             ("lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)"),
             ("lora_dropout", self.lora_dropout < 1, "a share below 1 is needed"),
@@ -216,7 +222,7 @@ def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:
     if options.deepspeed in SHIPPED_DEEPSPEED:
         path = Path(__file__).with_name(f"{options.deepspeed}.json")
     elif not path.is_file():
-        raise InputError(f"{where}: no such file; give a JSON file, {', '.join(SHIPPED_DEEPSPEED)} or none")
+        raise InputError(f"{where}: {_NO_FILE}")
     try:
         settings: dict[str, Any] = value_of(path.read_bytes())
     except (ValueError, OSError) as error:

@@ -31,6 +31,10 @@ PATHS = {"store": "s", "model": "m", "dataset": "d"}
         ({"lora_targets": "q_proj,lm_head"}, "lm_head is trained by rows, not by LoRA"),
         ({"stage": "embeddings", "embedding_rows": "new"}, "--embedding-rows new: --stage embeddings trains all rows"),
         ({"peak_tflops": -1.0}, "--peak-tflops -1.0"),
+        ({"save_steps": -1}, "--save-steps -1"),
+        ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**32}, "--seed 4294967296: a number below 4294967296"),
+        ({"deepspeed": "zero9"}, "--deepspeed zero9: no such file; give a JSON file, zero2, zero2_offload"),
     ],
 )
 def test_a_wrong_option_is_named(options, said):
@@ -45,8 +49,8 @@ def test_instruction_tuning_has_the_recipes_defaults():
 
 
 def test_a_deepspeed_file_that_is_not_there_is_refused():
-    with pytest.raises(InputError, match="--deepspeed zero9: no such file; give a JSON file, zero2, zero2_offload"):
-        deepspeed_settings(FinetuneOptions(**PATHS, deepspeed="zero9"))
+    with pytest.raises(InputError, match=r"--deepspeed zero9\.json: no such file; give a JSON file, zero2"):
+        deepspeed_settings(FinetuneOptions(**PATHS, deepspeed="zero9.json"))
 
 
 def test_rows_are_chosen_only_where_embeddings_are_trained():
