@@ -33,9 +33,12 @@ _ANYWHERE = "s3://bucket/prefix"
 _ALONE: Mapping[Any, Mapping[str, str]] = {
     TrainTokenizer: {"store": _ANYWHERE, "text": _ANYWHERE},
     PrepareDataset: {"store": _ANYWHERE, "text": _ANYWHERE, "tokenizer": _ANYWHERE},
-    GenerateInstructions: {"store": _ANYWHERE, "base_url": "http://model/v1", "model": "one"},
-}
-"""Stages whose options are numbers and the like → what each takes one value beside."""
+    GenerateInstructions: {
+        "store": _ANYWHERE, "base_url": "http://model/v1", "model": "one", "items": "1", "max_tokens": "1",
+        "price_prompt": "1", "price_answer": "1",
+    },
+}  # fmt: skip
+"""Stages whose options are numbers and the like → beside what each takes any good value of one of them."""
 
 
 def training_options(size: Size, training: str, values: Mapping[str, Value]) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def check_given(told: Configuration) -> None:
     take: of those that this course has, and of those that it leaves out where something was said of them."""
     for name in sorted(told.given & SETTINGS.keys()):
         stage, option = SETTINGS[name].option or (StageOptions, "")
-        if stage in _ALONE and told[name] not in (None, ""):
+        if stage in _ALONE and not SETTINGS[name].address and told[name] not in (None, ""):
             words = {**_ALONE[stage], option: text_of(told[name])}
             with _by_settings(told, {option: (name,)}):
                 parse(stage, [f"{option_of(one)}={text}" for one, text in words.items()])

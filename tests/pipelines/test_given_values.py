@@ -193,6 +193,21 @@ def test_defaults_of_every_size_are_taken():
         check_given(configure(size))
 
 
+TOGETHER = (
+    {"text": "s3://b/zh", "instructions": "s3://b/items", "instructions_validation": "s3://b/more"},
+    {"text": "s3://b/zh", "text_validation": "s3://b/held-out", "evaluation": "s3://b/e"},
+    {"import_instructions": "s3://b/public", "generate_seeds": "s3://b/seeds", "run_pretraining": "false"},
+    {"generate_base_url": "http://m/v1", "generate_model": "m", "generate_items": "0", "generate_max_cost": "2",
+     "generate_price_prompt": "1", "generate_price_answer": "2"},
+    {"generate_base_url": "http://m/v1", "generate_model": "m", "generate_items": "0", "generate_max_tokens": "9"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", TOGETHER, ids=", ".join)
+def test_what_a_stage_takes_together_is_taken(asked):
+    check_given(configure("7b", asked))
+
+
 # --- what is taken, the server takes ----------------------------------------------------------------------------------
 
 TEXTS = st.text(st.sampled_from("aZ09-_./: \t中"), max_size=8)
