@@ -34,7 +34,7 @@ class Cluster:
     def read(self, job: TrainingJob) -> dict[str, Any] | None:
         get = self._jobs.get_namespaced_custom_object
         try:
-            return dict(call(get, **self.kind.place, namespace=job.namespace, name=job.name))
+            return dict(call(plain, call=get, **self.kind.place, namespace=job.namespace, name=job.name))
         except ApiException as error:
             if error.status == 404:
                 return None
@@ -42,13 +42,13 @@ class Cluster:
 
     def jobs(self, namespace: str, selector: str, request: Callable[..., Any] = call) -> list[dict[str, Any]]:
         """Jobs that have those labels. ApiException as it is."""
-        listing = self._jobs.list_namespaced_custom_object
-        return list(request(listing, **self.kind.place, namespace=namespace, label_selector=selector)["items"])
+        listing, where = self._jobs.list_namespaced_custom_object, {**self.kind.place, "namespace": namespace}
+        return list(request(plain, call=listing, **where, label_selector=selector)["items"])
 
     def create(self, job: TrainingJob, timeout: tuple[float, float]) -> dict[str, Any]:
         """One attempt: ApiException and HTTPError as they come."""
         create, body = self._jobs.create_namespaced_custom_object, job_manifest(job, self.kind.kind.lower())
-        return dict(create(**self.kind.place, namespace=job.namespace, body=body, _request_timeout=timeout))
+        return dict(plain(create, **self.kind.place, namespace=job.namespace, body=body, _request_timeout=timeout))
 
     def delete(self, namespace: str, name: str, uid: str = "", request: Callable[..., Any] = call) -> bool:
         """As api.delete_object."""

@@ -38,7 +38,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 def connect() -> str:
     """Configures the client, for this pod or from KUBECONFIG, and says the namespace. InputError without a cluster."""
     try:
-        _read_account()
+        settings = copy.deepcopy(_read_account())
         if ACCOUNT.exists():
             namespace = (ACCOUNT / "namespace").read_text().strip()
         else:
@@ -46,7 +46,6 @@ def connect() -> str:
             namespace = str(current["context"].get("namespace") or "default")
     except config.ConfigException as error:
         raise InputError(f"no Kubernetes cluster is configured ({error}); set KUBECONFIG, or run in a pod") from error
-    settings = copy.deepcopy(_account[0])
     settings.refresh_api_key_hook = _as_read_last
     settings.retries = False
     settings.connection_pool_maxsize = CONNECTIONS
@@ -58,13 +57,14 @@ _account: list[client.Configuration] = []
 """Who this process is, as its pod or KUBECONFIG said last."""
 
 
-def _read_account() -> None:
+def _read_account() -> client.Configuration:
     read = client.Configuration()
     if ACCOUNT.exists():
         config.load_incluster_config(client_configuration=read)
     else:
         config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=read)
     _account[:] = [read]
+    return read
 
 
 def _as_read_last(settings: client.Configuration) -> None:
@@ -76,36 +76,34 @@ def _as_read_last(settings: client.Configuration) -> None:
 
 
 def _another_token() -> bool:
-    """Whether the account's token is another when it is read again: they are replaced while a process runs."""
-    if not _account:
-        return False
-    before = dict(_account[0].api_key)
+    """Whether the account, read again, has another token: they are replaced while a process runs."""
+    before = [dict(one.api_key) for one in _account]
     try:
-        _read_account()
+        return before not in ([], [_read_account().api_key])
     except (config.ConfigException, OSError):
         return False
-    return bool(_account[0].api_key != before)
+
+
+_LASTING = (
+    "failed to create typed patch object", "field not declared in schema", "request is too large", "Invalid value",
+    " denied the request",
+)  # fmt: skip
+"""Of a 500 that will be one for ever."""
 
 
 def passes(error: BaseException) -> bool:
     """Whether the same request may well be answered later."""
-    if isinstance(error, ApiException):
-        # a 500 that will be one for ever
-        if error.status == 500 and any(words in str(error.body) for words in _LASTING):
-            return False
-        # a quota that is counted for others at the same moment: nothing is there yet
-        busy = error.status == 409 and "on resourcequotas" in str(error.body)
-        return busy or error.status in (0, 429, 500, 502, 503, 504)
-    return isinstance(error, HTTPError)
-
-
-_LASTING = (
-    "failed to create typed patch object",
-    "field not declared in schema",
-    "request is too large",
-    "Invalid value",
-    " denied the request",
-)
+    if not isinstance(error, ApiException):
+        return isinstance(error, HTTPError)
+    match error.status:
+        case 401:
+            return _another_token()
+        case 409:
+            # a quota that is counted for others at the same moment: nothing is there yet
+            return "on resourcequotas" in str(error.body)
+        case 500:
+            return not any(words in str(error.body) for words in _LASTING)
+    return error.status in (0, 429, 502, 503, 504)
 
 
 SAY_EVERY = 60.0
@@ -125,29 +123,13 @@ def call(request: Callable[..., Any], **options: Any) -> Any:
             since = f"trying again since {spent:.0f} s" if failures > 1 else "trying again"
             log.warning("the Kubernetes API server: %s; %s", short(error), since)
 
-    def once() -> Any:
-        try:
-            return request(**options, _request_timeout=TIMEOUT)
-        except ApiException as error:
-            if error.status != 401 or not _another_token():
-                raise
-            return request(**options, _request_timeout=TIMEOUT)
-
     try:
-        answer = with_retries(
-            once, passes,
+        return with_retries(
+            lambda: request(**options, _request_timeout=TIMEOUT), passes,
             seconds=GIVE_UP_AFTER, first=FIRST_WAIT, longest=LONGEST_WAIT, asked=_asked, say=say,
         )  # fmt: skip
     except HTTPError as error:
         raise StorageFault(f"the Kubernetes API server cannot be reached ({short(error)}); try again") from error
-    if isinstance(answer, str):
-        raise _no_json(answer)
-    return answer
-
-
-def _no_json(answer: str) -> Exception:
-    mend = "a login page or a proxy's? Check the server in KUBECONFIG"
-    return StorageFault(f"the Kubernetes API server answers no JSON ({' '.join(answer.split())[:80]}); {mend}")
 
 
 def _asked(error: BaseException) -> float:
@@ -160,12 +142,14 @@ def _asked(error: BaseException) -> float:
 
 
 def plain(call: Callable[..., Any], **options: Any) -> Any:
-    """The answer as JSON: the client's own classes refuse what a newer server leaves out."""
+    """The answer as JSON: the client's own classes refuse what a newer server leaves out. ApiException for a page."""
     content = call(**options, _preload_content=False).data
     try:
         return value_of(content)
     except ValueError as error:
-        raise _no_json(content.decode(errors="replace")) from error
+        page = " ".join(content.decode(errors="replace").split())[:80]
+        mend = "a login page or a proxy's? Check the server in KUBECONFIG"
+        raise ApiException(200, f"OK, but no JSON ({page}); {mend}") from error
 
 
 def delete_object(
@@ -176,7 +160,7 @@ def delete_object(
     what asks. ApiException for other answers."""
     body = {"propagationPolicy": "Background"} | ({"preconditions": {"uid": uid}} if uid else {})
     try:
-        request(delete, **where, name=name, body=body)
+        request(plain, call=delete, **where, name=name, body=body)
     except ApiException as error:
         if error.status not in (404, 409):
             raise

@@ -18,7 +18,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from zhllama.errors import InputError
-from zhllama.kubernetes.api import call, connect, delete_object, delete_policy, short, unanswered
+from zhllama.kubernetes.api import call, connect, delete_object, delete_policy, plain, short, unanswered
 from zhllama.kubernetes.job_kinds import BY_BACKEND, PYTORCHJOB, has_ended
 from zhllama.kubernetes.names import LABEL
 from zhllama.stage.durations import read_duration
@@ -83,7 +83,7 @@ def _touch(namespace: str, name: str) -> bool:
     body = {"metadata": {"labels": {f"{LABEL}touched": str(int(time.time()))}}}
     patch = client.CustomObjectsApi().patch_namespaced_custom_object
     try:
-        call(patch, **PYTORCHJOB.place, namespace=namespace, name=name, body=body)
+        call(plain, call=patch, **PYTORCHJOB.place, namespace=namespace, name=name, body=body)
     except ApiException as error:
         if error.status == 404:
             return False
@@ -113,7 +113,7 @@ def _list(namespace: str, kind: Mapping[str, str]) -> list[dict[str, Any]]:
     list_page = client.CustomObjectsApi().list_namespaced_custom_object
     while more is not None:
         try:
-            page = call(list_page, **kind, namespace=namespace, limit=200, _continue=more)
+            page = call(plain, call=list_page, **kind, namespace=namespace, limit=200, _continue=more)
         except ApiException as error:
             if error.status == 404:
                 return []

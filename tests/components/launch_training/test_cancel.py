@@ -193,6 +193,15 @@ def test_a_creation_that_was_given_up_and_arrives_after_the_delete_is_undone(clu
     assert not cluster.jobs
 
 
+def test_a_page_in_place_of_every_answer_ends_no_cancel(cluster, caplog):
+    cluster.fault = lambda method, path: Fault(recorded={"status": 200, "text": "<html>"})
+    deletion = cancel.Deletion(Cluster(PYTORCHJOB), "team", "zhllama.io/run=r")
+    deletion.delete("r", "a-uid")
+    deletion.delete_policy("r")
+    deletion.delete_all()
+    assert ["200 OK, but no JSON (<html>)" in line for line in caplog.messages] == [True] * 3
+
+
 def test_ctrl_c_is_a_cancel_too(cluster, command):
     process, _ = watching(cluster, command)
     process.send_signal(signal.SIGINT)

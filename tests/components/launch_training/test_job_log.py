@@ -193,6 +193,22 @@ def test_a_log_that_cannot_be_had_holds_nobody_up(cluster, job, monkeypatch):
     assert time.monotonic() - begun < 30
 
 
+def test_a_page_in_place_of_a_pod_ends_no_log(cluster, job):
+    page, met = Fault(recorded={"status": 200, "text": "<html>"}), []
+
+    def fault(method: str, path: str) -> Fault | None:
+        if not path.endswith(f"/pods/{POD}"):
+            return None
+        met.append(path)
+        return page if len(met) < 3 else None
+
+    cluster.fault = fault
+    cluster.write_log(POD, "step 1")
+    follow(cluster, job)
+    cluster.until(lambda: len(met) > 2)
+    assert finish(cluster, job) == [f"{POD} | step 1"]
+
+
 def looks(cluster: FakeCluster) -> int:
     """How often a log was asked for as it is, and not followed."""
     return sum(one.path.endswith("/log") and one.method == "GET" for one in cluster.asked)

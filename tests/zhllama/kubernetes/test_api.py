@@ -7,14 +7,19 @@ import pytest
 from kubernetes.client.exceptions import ApiException
 
 from tests.recordings import exchanges
-from zhllama.errors import StorageFault
-from zhllama.kubernetes.api import call, passes, plain
+from zhllama.kubernetes import api
+from zhllama.kubernetes.api import call, passes, plain, unanswered
 
 PASSING = {
     "webhook/no-endpoints", "webhook/no-endpoints-pytorchjob", "webhook/no-service", "evict/budget",
     "list/version-future",
 }  # fmt: skip
 """A webhook that is away, a budget that is used up, a server that has not caught up."""
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch):
+    monkeypatch.setattr(api, "_account", [])
 
 
 def refusals():
@@ -64,5 +69,7 @@ def test_an_answer_that_stays_is_raised_at_once(name):
 
 @pytest.mark.parametrize("content", [b"<html><title>Log in</title>", b"", b"ok"])
 def test_a_page_in_place_of_an_answer_is_said(content):
-    with pytest.raises(StorageFault, match=r"no Kubernetes API answers there, but .*; check KUBECONFIG and proxies"):
+    with pytest.raises(ApiException) as raised:
         call(plain, call=lambda **_: SimpleNamespace(data=content))
+    said = f"200 OK, but no JSON ({content.decode()}); a login page or a proxy's? Check the server in KUBECONFIG"
+    assert str(unanswered(raised.value)) == f"the Kubernetes API server failed: {said}"
