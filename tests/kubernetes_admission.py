@@ -178,7 +178,7 @@ def guarded(others: list[Object], namespace: str) -> None:
 _FIXED: Mapping[str, tuple[str, ...]] = {
     "Deployment": ("spec.selector",),
     "TrainJob": ("spec.runtimeRef", "spec.trainer", "spec.activeDeadlineSeconds", "spec.managedBy"),
-    "ConfigMap": (), "Service": (), "PyTorchJob": (), "InferenceService": (),
+    "ConfigMap": (), "Service": (), "PyTorchJob": (), "InferenceService": (), "PodMonitor": (),
     "NetworkPolicy": (), "Namespace": (), "Workflow": (), "Event": (), "ServiceAccount": (), "Role": (),
     "HorizontalPodAutoscaler": (),
 }  # fmt: skip

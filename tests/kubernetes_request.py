@@ -70,12 +70,13 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "trainer.kubeflow.org/v1alpha1": {"trainjobs": "TrainJob"},
     "serving.kserve.io/v1beta1": {"inferenceservices": "InferenceService"},
     "argoproj.io/v1alpha1": {"workflows": "Workflow"},
+    "monitoring.coreos.com/v1": {"podmonitors": "PodMonitor"},
 }  # fmt: skip
 CLUSTER_WIDE = (
     "namespaces", "nodes", "customresourcedefinitions", "validatingwebhookconfigurations",
     "validatingadmissionpolicybindings", "selfsubjectaccessreviews", "selfsubjectreviews",
 )  # fmt: skip
-CUSTOM = ("kubeflow.org", "trainer.kubeflow.org", "serving.kserve.io", "argoproj.io")
+CUSTOM = ("kubeflow.org", "trainer.kubeflow.org", "serving.kserve.io", "argoproj.io", "monitoring.coreos.com")
 """Groups of custom resources: no strategic merge patch, other details, and a version is needed for a PUT."""
 
 

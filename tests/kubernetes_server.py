@@ -88,6 +88,8 @@ class KubernetesServer:
         """What a request meets in place of its answer, or on the way to it."""
         self.accounts = {TOKEN: Account("zhllama")}
         """By token."""
+        self.missing: set[str] = set()
+        """Groups that this cluster does not have."""
         self.second = 1.0
         """How long a second of the server's time-outs takes."""
         self.on_apply: Callable[[dict[str, Any]], None] = lambda thing: None
@@ -628,6 +630,8 @@ class _Handler(BaseHTTPRequestHandler):
         name = query.get("fieldSelector", "").removeprefix("metadata.name=")
         if self.command != "POST" or not at.resource.startswith("selfsubject"):
             asking.authorized(account, asking.verb_of(self.command, at, query), at, name)
+        if at.group in self.of.missing:
+            raise asking.PLAIN_404
         at.known()
         if at.resource == "selfsubjectaccessreviews":
             self._account = account

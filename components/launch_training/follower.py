@@ -150,9 +150,10 @@ class Follower:
             if yields():
                 return Verdict(State.YIELDED)
             for warning in warnings:
-                if (cause := without_counts(warning)) not in said and not repeats(warning, verdict):
-                    log.warning("training job %s: %s", job.name, warning)
+                if (cause := without_counts(warning)) not in said:
                     said.add(cause)
+                    if not repeats(warning, verdict):
+                        log.warning("training job %s: %s", job.name, warning)
             left = settled - time.monotonic()
             self.sleep(left if left > 0 else LOOK_EVERY)
 

@@ -188,7 +188,7 @@ class PodLog:
 
 
 def _lines(answer: Any) -> Iterator[bytes]:
-    """The lines of a log, each with its line break, which the last may lack. Of one longer than LONGEST_LINE the beginning:
+    """The lines of a log, each with its line break, which the last may lack. Of one longer than LONGEST_LINE the start:
     a program that never ends its line takes no memory here."""
     held, left_out = bytearray(), 0
     for chunk in answer.stream(decode_content=True):

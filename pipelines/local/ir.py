@@ -10,58 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.local.placeholders import JOB, Value, check_placeholders, check_word, choice_of
+from pipelines.local.ir_schema import (
+    DEEPEST,
+    KINDS,
+    MEANINGLESS,
+    PACKAGE,
+    PLATFORM,
+    check_json,
+    check_known,
+    damaged,
+    documents_of,
+    keys,
+)
+from pipelines.local.placeholders import JOB, Value, check_placeholders, check_word, choice_of, is_of
 from zhllama.errors import InputError
 
 MOST_STEPS = 1000
 """Steps in all that a pipeline may hold: far more than a cluster takes in one Workflow (about 100)."""
-DEEPEST = 50
-"""Sub-pipelines inside one another."""
 _DECIDED = "which is decided when our pipelines are compiled; run it on a cluster"
 _ALWAYS = {"": False, "ALL_UPSTREAM_TASKS_SUCCEEDED": False, "ALL_UPSTREAM_TASKS_COMPLETED": True}
 """A task's strategy → whether it runs however the tasks before it ended."""
-
-
-def _keys(*names: str, **more: Any) -> dict[str, Any]:
-    return dict.fromkeys(names) | more
-
-
-_TASK = _keys(
-    "componentRef", "dependentTasks", "taskInfo",
-    # our pipelines switch KFP's cache off; here only the runner's own record decides
-    "cachingOptions",
-    # a condition has a refusal of its own
-    triggerPolicy=_keys("strategy", "condition"),
-    inputs={
-        "parameters": {"*": _keys("componentInputParameter", "taskOutputParameter", runtimeValue=_keys("constant"))},
-        "artifacts": {"*": _keys("componentInputArtifact", "taskOutputArtifact")},
-    },
-)  # fmt: skip
-_RESULTS = {
-    "parameters": {"*": _keys("valueFromParameter", "valueFromOneof")},
-    "artifacts": {"*": {"artifactSelectors": None}},
-}
-_COMPONENT = _keys(
-    "executorLabel",
-    dag={"tasks": {"*": _TASK}, "outputs": _RESULTS},
-    inputDefinitions={
-        "parameters": {"*": _keys("parameterType", "defaultValue", "isOptional", "description")},
-        "artifacts": {"*": _keys("artifactType", "description")},
-    },
-    outputDefinitions=_keys("parameters", "artifacts"),
-)
-# resources say what to reserve in a cluster; this machine has what it has
-_EXECUTOR = {"container": _keys("command", "args", "image", "resources", env=[_keys("name", "value")])}
-_PACKAGE = _keys(
-    "pipelineInfo", "schemaVersion", "sdkVersion", "defaultPipelineRoot",
-    components={"*": _COMPONENT}, root=_COMPONENT, deploymentSpec={"executors": {"*": _EXECUTOR}},
-)  # fmt: skip
-"""What the runner knows: the keys of a mapping (`*`: any) with what stands under them, None for all that may."""
-_MEANINGLESS = _keys(
-    "secretAsEnv", "fieldPathAsEnv", "emptyDirMounts", "podMetadata", "nodeSelector", "nodeAffinity", "tolerations",
-    "podAffinity", "imagePullSecret", "imagePullPolicy", "activeDeadlineSeconds", "securityContext",
-)  # fmt: skip
-"""Kubernetes settings: where a pod is placed means nothing here."""
 
 
 @dataclass(frozen=True)
@@ -142,65 +110,45 @@ class Package:
 
 def read_package(path: Path) -> Package:
     """The pipeline in a compiled YAML file (one or two documents). InputError names what this program cannot run."""
-    import yaml
-
-    try:
-        # libyaml, where PyYAML has it: ten times as fast
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        documents = [
-            document for document in yaml.load_all(path.read_text(encoding="utf-8"), loader) if document is not None
-        ]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give a compiled pipeline") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not YAML ({error}); give a compiled pipeline") from error
-    return parse_package(documents, str(path))
+    return parse_package(documents_of(path), str(path))
 
 
 def parse_package(documents: Sequence[Any], where: str) -> Package:
     """As `read_package`, of the file's documents."""
     if not documents or not isinstance(documents[0], dict) or "pipelineInfo" not in documents[0]:
         raise InputError(f"{where}: not a compiled pipeline; make one with: zhllama compile")
+    for document in documents:
+        check_json(document, where)
     for document in documents[1:]:
+        check_known(document, PLATFORM, where)
         platform = document.get("platforms", {}).get("kubernetes", {}).get("deploymentSpec", {})
         for name, value in platform.get("executors", {}).items():
             # what it mounts would be missed, unless it may be absent on a cluster too
             mounts = {"configMapAsVolume", "secretAsVolume"} & set(value)
-            spared = _keys(*(key for key in mounts if all(mount.get("optional") for mount in value[key])))
-            _check_known(value, _MEANINGLESS | spared, f"{where}: {name}: Kubernetes settings")
+            spared = keys(*(key for key in mounts if all(mount.get("optional") for mount in value[key])))
+            check_known(value, MEANINGLESS | spared, f"{where}: {name}: Kubernetes settings")
     spec = documents[0]
     version = str(spec.get("schemaVersion", ""))
     if not version.startswith("2.1"):
-        raise InputError(f"{where}: IR schema {version}; this program reads 2.1")
-    _check_known(spec, _PACKAGE, where)
+        raise InputError(f"{where}: IR schema {ascii(version[:20])[1:-1]}; this program reads 2.1")
+    check_known(spec, PACKAGE, where)
     executors = spec.get("deploymentSpec", {}).get("executors", {})
     parts = {**spec.get("components", {}), "root": spec.get("root", {})}
-    components = {name: _component(name, value, executors, f"{where}: {name}") for name, value in parts.items()}
+    components = {}
+    for name, value in parts.items():
+        try:
+            components[name] = _component(name, value, executors, f"{where}: {name}")
+        except KeyError as error:
+            raise damaged(f"{where}: {name}: it has no {error.args[0]}") from error
     root = components.pop("root")
-    package = Package(str(spec["pipelineInfo"].get("name", "pipeline")), root, components)
+    if root.artifacts:
+        raise InputError(f"{where}: the pipeline takes artifacts ({root.artifacts[0]}), which this program cannot give")
+    package = Package(spec["pipelineInfo"].get("name", "pipeline"), root, components)
     for component in (root, *components.values()):
         _check_component(package, component, f"{where}: {component.name}")
     if (steps := _steps(package, root, (), {}, where)) > MOST_STEPS:
         raise InputError(f"{where}: it holds {steps} steps; at most {MOST_STEPS} can run")
     return package
-
-
-def _check_known(value: Any, known: Any, where: str) -> None:
-    """Refuses, by name, every key that is neither understood nor without meaning on one machine."""
-    if isinstance(known, list):
-        for item in value:
-            _check_known(item, known[0], where)
-    elif known is not None:
-        if not isinstance(value, dict):
-            raise _damaged(f"{where}: {value!r} where a mapping is needed")
-        for key, inner in value.items():
-            if key not in known and "*" not in known:
-                raise InputError(f"{where}: it uses {key}, which the local runner does not know; run it on a cluster")
-            _check_known(inner, known.get(key, known.get("*")), where if key in known else f"{where}: {key}")
-
-
-def _damaged(what: str) -> InputError:
-    return InputError(f"{what}; the compiled pipeline is damaged")
 
 
 def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) -> Component:
@@ -209,6 +157,21 @@ def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) 
     spec = executors.get(label, {}).get("container", {}) if label else {}
     if label and not spec.get("command"):
         raise InputError(f"{where}: {label}: it names no command, and what its image would run is not known here")
+    if label and dag:
+        raise damaged(f"{where}: both a container and tasks")
+    for key in (*outputs.get("parameters", {}), *outputs.get("artifacts", {})):
+        # a step's outputs are files of these names
+        if key in ("", ".", "..", "executor_output.json") or "/" in key:
+            raise damaged(f"{where}: {key!r} is no name of an output")
+    for key, given in (*_of(inputs, "parameters"), *_of(outputs, "parameters")):
+        if given["parameterType"] not in KINDS:
+            raise InputError(f"{where}: {key}: it uses {given['parameterType']}, which the local runner does not know")
+        default = given.get("defaultValue")
+        if default is not None and not is_of(default, given["parameterType"]):
+            raise damaged(f"{where}: {key}: its default {default!r:.80} is no {given['parameterType']}")
+    for item in spec.get("env", []):
+        if not item["name"] or "=" in item["name"]:
+            raise damaged(f"{where}: {item['name']!r} is no name of a variable")
     results = {}
     for key, given in (one for kind in ("parameters", "artifacts") for one in _of(dag.get("outputs", {}), kind)):
         items = given.get("artifactSelectors") or [given.get("valueFromParameter")]
@@ -283,9 +246,11 @@ def _steps(package: Package, component: Component, around: tuple[str, ...], know
 def _check_component(package: Package, component: Component, where: str) -> None:
     """Every name that is used is there: components, tasks, inputs, outputs, placeholders; and no group is empty."""
     if not component.words and not component.tasks:
-        raise _damaged(f"{where}: neither a container nor tasks")
+        raise damaged(f"{where}: neither a container nor tasks")
+    if len(component.tasks) > MOST_STEPS:
+        raise InputError(f"{where}: it holds {len(component.tasks)} tasks; at most {MOST_STEPS} can run")
     for key, selector in component.results.items():
-        _check_output(package, component, selector, f"{where}: output {key}")
+        _check_output(package, component, selector, key in component.output_parameters, f"{where}: output {key}")
     for word in component.words:
         given, outputs = {*component.parameters, *component.artifacts}, set(component.output_parameters)
         check_word(word, given, outputs, set(component.output_artifacts), where)
@@ -295,38 +260,42 @@ def _check_component(package: Package, component: Component, where: str) -> None
 
 def _check_task(package: Package, parent: Component, task: Task, where: str) -> None:
     if task.component not in package.components:
-        raise _damaged(f"{where}: there is no component {task.component}")
+        raise damaged(f"{where}: there is no component {task.component}")
     for name in task.waits_for:
         if name not in parent.tasks or name == task.name:
-            raise _damaged(f"{where}: it waits for {name}, which is not beside it")
+            raise damaged(f"{where}: it waits for {name}, which is not beside it")
         if parent.tasks[name].always:
             raise InputError(f"{where}: it waits for {name}, which KFP runs as an exit handler: nothing comes after it")
     if task.always and len(task.waits_for) != 1:
         raise InputError(f"{where}: an exit handler of {len(task.waits_for)} tasks; KFP would run it once for each")
-    alike = [other for other in parent.tasks.values() if other.always and other.waits_for == task.waits_for]
-    if task.always and len(alike) > 1:
+    if task.always and any(
+        other.always and other is not task and other.waits_for == task.waits_for for other in parent.tasks.values()
+    ):
         raise InputError(f"{where}: not the only exit handler of {task.waits_for[0]}; KFP would run one of them")
-    passed = {**task.parameters, **task.artifacts}
-    for key, source in passed.items():
+    passed = {*task.parameters, *task.artifacts}
+    given = [(key, source, True) for key, source in task.parameters.items()]
+    for key, source, of_parameter in (*given, *((key, source, False) for key, source in task.artifacts.items())):
         here = f"{where}: {key}"
-        if isinstance(source, FromParent) and source.name not in {*parent.parameters, *parent.artifacts}:
-            raise _damaged(f"{here} comes from an input {source.name} that {parent.name} does not have")
+        if isinstance(source, FromParent) and source.name not in (
+            parent.parameters if of_parameter else parent.artifacts
+        ):
+            raise damaged(f"{here} comes from an input {source.name} that {parent.name} does not have")
         if isinstance(source, FromTask):
-            _check_output(package, parent, source, here)
+            _check_output(package, parent, source, of_parameter, here)
         text = source.value if isinstance(source, Constant) else None
         if isinstance(text, str) and text.removeprefix("{{$.").removesuffix("}}") not in JOB:
             if "{{$}}" in text or "$.outputs" in text:
                 raise InputError(f"{here}: an input names {text!r}, which only a command can")
-            check_placeholders(text, set(passed), set(), set(), here)
+            check_placeholders(text, passed, set(), set(), here)
     # a step passes each input that its component declares, but for those whose absence it asks for; a group's defaults
     # are filled in, as KFP does it for groups alone
     component = package.components[task.component]
-    asked = {choice_of(word, where).get("InputName") for word in component.words}
+    asked = {str(choice_of(word, where).get("InputName")) for word in component.words}
     optional = {key for key, parameter in component.parameters.items() if parameter.optional}
     missing = [key for key in component.parameters if key not in task.parameters]
     for key in (*missing, *(key for key in component.artifacts if key not in task.artifacts)):
         if key not in optional:
-            raise _damaged(f"{where}: its input {key} is not given")
+            raise damaged(f"{where}: its input {key} is not given")
         if component.words and key not in asked:
             raise InputError(
                 f"{where}: it passes nothing for the input {key}, and KFP 2.17 looks at no default of a component: "
@@ -334,8 +303,9 @@ def _check_task(package: Package, parent: Component, task: Task, where: str) -> 
             )
 
 
-def _check_output(package: Package, graph: Component, source: FromTask, where: str) -> None:
+def _check_output(package: Package, graph: Component, source: FromTask, of_parameter: bool, where: str) -> None:
     task = graph.tasks.get(source.task)
     component = package.components.get(task.component) if task else None
-    if component is None or source.output not in {*component.output_parameters, *component.output_artifacts}:
-        raise _damaged(f"{where}: it comes from {source.task}'s output {source.output}, which there is not")
+    made = () if component is None else component.output_parameters if of_parameter else component.output_artifacts
+    if component is None or source.output not in made or not (component.words or source.output in component.results):
+        raise damaged(f"{where}: it comes from {source.task}'s output {source.output}, which there is not")

@@ -23,7 +23,8 @@ Value = str | float | int | bool | list[Any] | dict[str, Any] | None
 JOB = tuple(f"pipeline_{name}" for name in ("job_uuid", "job_name", "job_resource_name", "task_name", "task_uuid"))
 """Placeholders of the run and of the task. The driver knows each where it is an input's whole value, nowhere else."""
 
-_PLACEHOLDER = re.compile(r"\{\{\$(.*?)\}\}")
+_PLACEHOLDER = re.compile(r"\{\{\$(.{0,300}?)\}\}")
+"""Of a length, since looking for the end of each of many that have none takes for ever; no name has so many bytes."""
 _NAMED = re.compile(r"\.((?:inputs|outputs)\.(?:parameters|artifacts))\['([^']+)'\](?:\.(\w+))?")
 _ENDS = {
     "inputs.parameters": (None,),

@@ -5,6 +5,7 @@ that it waits for is done, a group with all that is in it; after a failure nothi
 (an exit handler). Inputs are resolved as KFP 2.17.0's driver does it, and once before anything runs (`Plan.rehearse`).
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -133,9 +134,12 @@ class Plan:
     def words(self, node: Node, around: Surroundings) -> list[str]:
         """A step's command. InputError, with the step's name, for what KFP's driver could not resolve."""
         try:
-            return command(node.component.words, around)
+            words = command(node.component.words, around)
         except InputError as error:
             raise InputError(f"{node.name}: failed to resolve input parameters: {error}") from error
+        if not words:
+            raise InputError(f"{node.name}: no word of its command is left")
+        return words
 
 
 class Snapshot:
@@ -216,7 +220,9 @@ class Snapshot:
                 if (kind := declared[name].kind) == "STRING":
                     value = text_of(value)
                 elif not is_of(value, kind):
-                    raise InputError(f"{node.name}: input parameter {name} type mismatch: expect {kind}, got {value!r}")
+                    raise InputError(
+                        f"{node.name}: input parameter {name} type mismatch: expect {kind}, got {value!r:.80}"
+                    )
             values[name] = value
         return values
 
@@ -261,11 +267,18 @@ def _unfold(package: Package, graph: Component, path: Path) -> Iterator[tuple[Pa
             raise InputError(f"{graph.name}: {', '.join(sorted(left))} wait for each other")
         # one at a time, so that a line of tasks is followed to its end where the names allow it; `merge-2` before
         # `merge-11`: kfp numbers tasks of one name in the order in which they were written
-        name = min(free, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+        name = min(free, key=_numbered)
         task = left.pop(name)
         component = package.components[task.component]
         yield (*path, name), task, component
         yield from _unfold(package, component, (*path, name))
+
+
+def _numbered(name: str) -> list[Any]:
+    """Texts and numbers by turns; a number by its length, since it may have any."""
+    return [
+        (len(part.lstrip("0")), part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))
+    ]
 
 
 def _names(steps: list[Path], tasks: Mapping[Path, Task]) -> dict[Path, str]:
@@ -281,12 +294,21 @@ def _names(steps: list[Path], tasks: Mapping[Path, Task]) -> dict[Path, str]:
             groups = [path[:end] for end in range(1, len(path)) if not re.fullmatch(r"exit-handler-\d+", path[end - 1])]
             if taken[names[path]] > 1 and len(groups) >= depth:
                 names[path] = f"{slug(groups[-depth])}/{names[path]}"
-    counts = Counter[str]()
+    folders: set[str] = set()
     for path in steps:
-        counts[names[path]] += 1
-        if counts[names[path]] > 1:
-            names[path] = f"{names[path]}-{counts[names[path]]}"
+        name, number = names[path], 1
+        while folder_of(names[path]) in folders:
+            number += 1
+            names[path] = f"{name}-{number}"
+        folders.add(folder_of(names[path]))
     return names
+
+
+def folder_of(name: str) -> str:
+    """A step's folder below the work folder's steps/."""
+    plain = name.replace("/", ".")
+    short = len(plain.encode()) <= 200
+    return plain if short else f"{plain[:40]}-{hashlib.sha256(plain.encode()).hexdigest()[:16]}"
 
 
 def _plain(word: str) -> str:

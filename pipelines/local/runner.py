@@ -147,7 +147,7 @@ class _Run:
         self._table = RunTable([self._rows[path] for path in shown])
 
     def folder(self, node: Node) -> Path:
-        return self._work / "steps" / node.name.replace("/", ".")
+        return self._work / "steps" / planning.folder_of(node.name)
 
     async def whole(self) -> RunResult:
         started = time.monotonic()
@@ -267,8 +267,9 @@ class _Run:
                     start_new_session=True,
                     preexec_fn=die_with_parent,
                 )
-            except OSError as error:
-                output.write(f"{words[0]}: {error.strerror}\n".encode())
+            except (OSError, ValueError) as error:
+                # a ValueError: an earlier step wrote what no command can be given
+                output.write(f"{words[0]}: {getattr(error, 'strerror', error)}\n".encode(errors="replace"))
                 return 127
         self._ledger.add(process.pid)
         try:

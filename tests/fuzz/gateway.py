@@ -19,6 +19,7 @@ from components.serve.local import listening, running
 from components.serve.requests import Limits
 from tests.fake_engine import FakeEngine
 from tests.texts import chinese_sentences, llama_shaped
+from zhllama.stage.child_processes import die_with_parent
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -59,8 +60,7 @@ def run(tries: int, scratch: Path) -> dict[str, Any]:
             command += ["--header", f"Authorization: Bearer {KEY}", "--max-examples", str(-(-tries // OPERATIONS))]
             command += ["--phases", "coverage,fuzzing", "--checks", ",".join(CHECKS), "--request-timeout", "20"]
             command += ["--suppress-health-check", "all", "--generation-database", "none", "--no-color"]
-            done = subprocess.run(command, cwd=scratch, stdout=subprocess.PIPE, text=True, check=False)
-            sys.stdout.write(done.stdout)
+            done = subprocess.run(command, cwd=scratch, check=False, preexec_fn=die_with_parent)
             # it lives on
             assert httpx2.get(f"{address}/health").json() == {"status": "ok"}
     logging.getLogger().removeHandler(errors)

@@ -54,7 +54,7 @@ def test_a_job_is_placed_labelled_and_let_out_as_the_platform_asks():
         ("tolerations", '[{"kee": "a"}]', "--tolerations: kee: 'a' is nothing that a toleration has; it has key"),
         ("tolerations", '[{"tolerationSeconds": "9"}]', "tolerationSeconds: '9' is nothing"),
         ("tolerations", '[{"operator": "In"}]', "--tolerations: operator: 'In' must be one of Equal, Exists"),
-        ("tolerations", '[{"effect": "Never"}]', "--tolerations: effect: 'Never'; use NoSchedule or"),
+        ("tolerations", '[{"effect": "Never"}]', "--tolerations: effect: 'Never' must be one of NoSchedule"),
     ],
 )
 def test_a_wrong_one_is_refused_with_how_to_write_it(option, text, message):

@@ -4,7 +4,6 @@ import json
 import socket
 import ssl
 import threading
-from pathlib import Path
 
 import pytest
 from kubernetes.client.exceptions import ApiException
@@ -12,9 +11,9 @@ from kubernetes.stream import ws_client
 from websocket import WebSocketBadStatusException
 
 from components.serve.port_forward import refusal
+from tests.recordings import answered
 
-RECORDED = json.loads((Path(__file__).parents[2] / "recordings" / "responses" / "deploy.json").read_text())
-NOT_FOUND = next(one["response"]["body"] for one in RECORDED["exchanges"] if one["id"] == "not-found/pod")
+NOT_FOUND = answered("not-found/pod")["body"]
 
 
 def refused(body: bytes | None) -> Exception:

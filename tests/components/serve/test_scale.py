@@ -204,15 +204,19 @@ def test_what_another_manager_has_set_stays_and_what_is_served_is_taken_back(
     server: KubernetesServer, cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    wanted = deployment(1) | {"spec": deployment(1)["spec"] | {"revisionHistoryLimit": 3, "selector": {"a": "b"}}}
+    wanted = deployment(1)
+    wanted["spec"]["revisionHistoryLimit"] = 3
+    wanted["spec"]["template"]["metadata"]["labels"]["zhllama.io/version"] = "ours"
     cluster.apply(wanted)
-    theirs = {"revisionHistoryLimit": 9, "selector": {"a": "c"}}
+    theirs = {"template": {"metadata": {"labels": {"zhllama.io/version": "theirs"}}}, "revisionHistoryLimit": 9}
     server.apply(f"{DEPLOYMENTS}/zh", wanted | {"spec": theirs}, "argocd")
     cluster.apply(wanted)
     spec = server.of_kind("Deployment")["zh"]["spec"]
-    assert (spec["revisionHistoryLimit"], spec["selector"]) == (9, {"a": "b"})
+    assert spec["revisionHistoryLimit"] == 9
+    assert spec["template"]["metadata"]["labels"]["zhllama.io/version"] == "ours"
     assert "Deployment team/zh: .spec.revisionHistoryLimit stays as argocd has set it" in caplog.messages
-    assert "Deployment team/zh: .spec.selector.a is taken back from argocd" in caplog.messages
+    label = ".spec.template.metadata.labels.zhllama.io/version"
+    assert f"Deployment team/zh: {label} is taken back from argocd" in caplog.messages
     # and so it is the next time
     cluster.apply(wanted)
     assert server.of_kind("Deployment")["zh"]["spec"] == spec

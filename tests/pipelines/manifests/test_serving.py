@@ -220,7 +220,7 @@ def test_wrong_json_is_refused_with_how_to_write_it(option: str, text: str, mess
         ({"gpus": 0}, "--gpus 0: at least 1"),
         ({"namespace": "Team_A"}, "--namespace: 'Team_A' must be lower-case letters"),
         ({"api_key_secret": "My Key"}, "--api-key-secret: 'My Key' must be lower-case letters"),
-        ({"labels": {"team": "a b"}}, "label team=a b: letters, digits"),
+        ({"labels": {"team": "a b"}}, "--labels: team: 'a b' must be"),
     ],
 )
 def test_a_wrong_option_is_refused(given: dict[str, Any], said: str) -> None:

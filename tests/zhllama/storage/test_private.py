@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.other_user import STRANGER, as_stranger, root_alone
+from zhllama import storage
 from zhllama.artifacts.cache import cache_folder
 from zhllama.errors import InputError
 from zhllama.storage.private import TEMPORARY, open_lock, own_folder, own_part_of, temporary_folder, write_private
@@ -194,3 +195,21 @@ def test_what_another_user_has_there_is_left_alone(open_to_all, monkeypatch):
     as_stranger(lambda: (others.mkdir(), os.utime(others, (0, 0)))[0])
     with temporary_folder():
         assert others.exists()
+
+
+def test_a_probe_of_a_store_does_not_stay_in_it(tmp_path, monkeypatch):
+    write = storage.write_bytes
+
+    def interrupted(uri: str, content: bytes) -> None:
+        write(uri, content)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_bytes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            storage.check_writable(str(tmp_path))
+    assert os.listdir(tmp_path) == []
+    # of a command that was killed
+    (tmp_path / ".probe").touch()
+    storage.check_writable(str(tmp_path))
+    assert os.listdir(tmp_path) == []
