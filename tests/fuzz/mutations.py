@@ -1,5 +1,5 @@
-"""Changes of a file that keep its form, so that what is read after its syntax is reached: of a value in JSON or YAML, of
-a safetensors header, of a record in a zip. Where the form is lost, bytes are changed.
+"""Changes of a file that keep its form, so that what is read after its syntax is reached: of a value in JSON or YAML,
+of a safetensors header, of a record in a zip. Where the form is lost, bytes are changed.
 """
 
 import io
@@ -13,7 +13,8 @@ from typing import Any
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2**31, 2**63, 2**64, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ",
-    "a", "x" * 300, "../../x", "/etc/x", "\x1b[2J", "\ud800", "中", "1", "[[[", "(a+)+$", "{{$.inputs.parameters['x']}}",
+    "a", "x" * 300, "../../x", "/etc/x", "\x1b[2J", "\ud800", "中", "1", "[[[", "(a+)+$",
+    "{{$.inputs.parameters['x']}}",
     "{{$}}", [], {}, [[]], [None], [[[[[[]]]]]], {"": None}, {"a": {"a": {"a": {}}}}, [1, "a", {}], ["a"] * 50,
 )  # fmt: skip
 Bytes = Callable[[bytes], bytes]

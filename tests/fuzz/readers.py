@@ -49,7 +49,7 @@ def held(files: Mapping[str, bytes]) -> Artifact:
     return Artifact(Manifest("", "", "/model", listed), False, read)
 
 
-# --- a tiny model ------------------------------------------------------------------------------------------------------
+# --- a tiny model -----------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -115,7 +115,7 @@ def _of_model(name: str) -> Callable[[], list[bytes]]:
     return lambda: [model()[name]]
 
 
-# --- weights -----------------------------------------------------------------------------------------------------------
+# --- weights ----------------------------------------------------------------------------------------------------------
 
 
 def _read_all(checkpoint: Any) -> None:
@@ -163,7 +163,7 @@ def _state() -> list[bytes]:
     return [_pickled(tensors()), _pickled({"state_dict": odd, "epoch": 3})]
 
 
-# --- adapters ----------------------------------------------------------------------------------------------------------
+# --- adapters ---------------------------------------------------------------------------------------------------------
 
 _ADAPTER_CONFIG = {
     "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"],
@@ -203,7 +203,7 @@ def adapter(name: str) -> Callable[[bytes, Path], object]:
     return read
 
 
-# --- tokenizers and settings -------------------------------------------------------------------------------------------
+# --- tokenizers and settings ------------------------------------------------------------------------------------------
 
 
 def settings(name: str) -> Callable[[bytes, Path], object]:
@@ -283,7 +283,7 @@ def _gguf_seed() -> list[bytes]:
         return [path.read_bytes()]
 
 
-# --- artifacts ---------------------------------------------------------------------------------------------------------
+# --- artifacts --------------------------------------------------------------------------------------------------------
 
 
 def _published() -> Manifest:
@@ -360,7 +360,7 @@ def _block_seed() -> list[bytes]:
     return [json.dumps(value).encode()]
 
 
-# --- data --------------------------------------------------------------------------------------------------------------
+# --- data -------------------------------------------------------------------------------------------------------------
 
 
 def instructions(name: str) -> Callable[[bytes, Path], object]:
@@ -408,7 +408,7 @@ def _packed_gzip() -> list[bytes]:
     return [gzip.compress("我们好\n吗\n".encode(), mtime=0)]
 
 
-# --- pipelines, manifests ----------------------------------------------------------------------------------------------
+# --- pipelines, manifests ---------------------------------------------------------------------------------------------
 
 JOB = dict.fromkeys(("pipeline_job_uuid", "pipeline_job_name", "pipeline_job_resource_name"), "x")
 
@@ -498,7 +498,7 @@ TARGETS: dict[str, Target] = {
     "tokenizer_config": Target(settings("tokenizer_config.json"), _of_model("tokenizer_config.json"), "json"),
     "tokenizer_json": Target(settings("tokenizer.json"), _of_model("tokenizer.json"), "json"),
     "tokenizer_json_alone": Target(fast_alone, _of_model("tokenizer.json"), "json"),
-    "added_tokens": Target(settings("added_tokens.json"), lambda: [b'{"<pad>": 273, "<x>": 274}'], "json"),
+    "added_tokens": Target(settings("added_tokens.json"), lambda: [b'{"<0x41>": 68, "<pad>": 273}'], "json"),
     "special_tokens": Target(settings("special_tokens_map.json"), _of_model("special_tokens_map.json"), "json"),
     "tokenizer_model": Target(settings("tokenizer.model"), _of_model("tokenizer.model")),
     "model_card": Target(settings("README.md"), _of_model("README.md")),
