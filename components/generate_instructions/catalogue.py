@@ -14,6 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from zhllama.artifacts.yaml_file import documents_of
 from zhllama.errors import InputError
 
 SCRIPTS = {
@@ -72,13 +73,13 @@ class Catalogue:
 
 def load_catalogue(content: bytes | None = None, where: str = "catalogue.yaml") -> Catalogue:
     """The project's own catalogue, or the one in `content`. InputError names what is missing or wrong in it."""
-    import yaml
-
     if content is None:
         content = (Path(__file__).parent / "catalogue.yaml").read_bytes()
     try:
-        value = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value, *more = documents_of(content) or [None]
+        if more:
+            raise ValueError("it holds several documents")
+    except ValueError as error:
         raise InputError(f"{where}: not YAML ({error}); mend it") from error
     known = {*MAPPINGS, *LISTS, "request"}
     if isinstance(value, dict) and (unknown := sorted(set(map(str, value)) - known)):

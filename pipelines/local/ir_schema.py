@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from zhllama.artifacts.yaml_file import WRONG
 from zhllama.errors import InputError
 
 LONGEST = 16 * 2**20
@@ -90,7 +91,7 @@ def documents_of(path: Path) -> list[Any]:
         documents = [document for document in yaml.load_all(text, loader) if document is not None]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a compiled pipeline") from error
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+    except (yaml.YAMLError, *WRONG) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not YAML ({why}); give a compiled pipeline") from error
     return documents

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from zhllama.artifacts.yaml_file import documents_of
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import check_value, option_in
 from zhllama.stage.command_line import nearest
@@ -201,11 +202,12 @@ def read(path: Path) -> Size:
 
 def read_yaml(path: Path, called: str) -> Any:
     """What is in a YAML file. InputError names it as it is `called`."""
-    import yaml
-
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        value, *more = documents_of(path.read_bytes()) or [None]
+        if more:
+            raise ValueError("it holds several documents")
+        return value
+    except (OSError, ValueError) as error:
         raise InputError(f"{called}: not a readable YAML file ({' '.join(str(error).split())})") from error
 
 

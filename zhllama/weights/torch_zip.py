@@ -10,6 +10,7 @@ import io
 import itertools
 import pickle
 import re
+import struct
 import sys
 import zipfile
 from collections import OrderedDict
@@ -33,6 +34,11 @@ _WINDOW = 16 * 2**10
 """Bytes of a read while a file is indexed."""
 _NESTED = ("state_dict", "model_state_dict", "module", "model")
 """Where Lightning, trainers of one's own and DeepSpeed put the state dict in their file."""
+_WRONG = (
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
+    MemoryError, struct.error,
+)  # fmt: skip
+"""What torch ends in where a pickle is damaged; of memory, where it says that more follows than there is."""
 
 
 def load_tensors(stream: Any, where: str, in_place: bool = False) -> dict[str, Any]:
@@ -52,7 +58,7 @@ def load_tensors(stream: Any, where: str, in_place: bool = False) -> dict[str, A
                 "source you trust"
             ) from error
         raise InputError(f"{where}: the pickle is damaged or holds more than tensors; fetch it again") from error
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except _WRONG as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{where}: not a PyTorch checkpoint, or cut short ({said}); fetch it again") from error
     if isinstance(found, dict) and len(inside := [found[name] for name in _NESTED if name in found]) == 1:

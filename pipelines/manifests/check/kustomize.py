@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zhllama.artifacts.yaml_file import documents_of
+
 NO_OBJECTS = ("Kustomization", "Component")
 """Kinds that kustomize reads and no cluster sees."""
 _NAMES = ("kustomization.yaml", "kustomization.yml", "Kustomization")
@@ -22,13 +24,11 @@ def patches(folder: Path) -> set[Path]:
 
 
 def _named(path: Path) -> Iterator[str]:
-    import yaml
-
     try:
-        value: Any = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        documents = documents_of(path.read_bytes())
+    except (OSError, ValueError):
         return  # the check of the file says so
-    value = value if isinstance(value, dict) else {}
+    value: Any = documents[0] if documents and isinstance(documents[0], dict) else {}
 
     def items(name: str) -> list[Any]:
         there = value.get(name)

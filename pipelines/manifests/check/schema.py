@@ -15,6 +15,7 @@ from pipelines.manifests.check.documents import ADVICE, Document, Finding
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.server.metadata import object_metadata
 from pipelines.manifests.check.server.types import check_part
+from zhllama.artifacts.yaml_file import documents_of
 from zhllama.errors import InputError
 
 METADATA = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
@@ -25,17 +26,13 @@ Definitions = Mapping[tuple[str, str], dict[str, Any]]
 @functools.cache  # a folder of them takes 2 s
 def definitions(folder: Path) -> Definitions:
     """The custom resources whose definitions lie in a folder."""
-    import yaml
-
     if not folder.is_dir():
         raise InputError(f"--crds {folder}: no such folder; give one with CustomResourceDefinition files")
     found = {}
-    # a definition may have two megabytes: the parser in C takes 0.5 s where the other takes 6
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for path in sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".yml")):
         try:
-            values = list(yaml.load_all(path.read_text("utf-8"), Loader=loader))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            values = documents_of(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise InputError(f"--crds {path}: not a readable YAML file; take it out of the folder") from error
         for value in values:
             items = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None

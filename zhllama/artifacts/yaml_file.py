@@ -1,0 +1,59 @@
+"""YAML of others: one reader, which trusts nothing of it.
+
+PyYAML ends in errors of every kind where a tag does not fit its value (`!!int x`, a date of a month 13), and aliases
+make of forty lines 2**40 values, which it holds and nobody can walk through.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+DEEPEST = 100
+"""Mappings and lists in one another."""
+MOST = 1_000_000
+"""Values, those that aliases stand for each time."""
+WRONG = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+"""PyYAML's errors beside its YAMLError."""
+
+
+def documents_of(content: bytes | str) -> list[Any]:
+    """Texts, numbers, dates, lists and mappings. ValueError, of one line, for what is no YAML, is nested too deeply, or
+    is more than can be read."""
+    import yaml
+
+    # libyaml, where PyYAML has it: ten times as fast
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        _require_bounded(yaml.parse(content, loader))
+        return list(yaml.load_all(content, loader))
+    except (yaml.YAMLError, *WRONG) as error:
+        said = str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a tag does not fit its value"
+        raise ValueError(" ".join(said.split())[:300]) from error
+
+
+def _require_bounded(events: Iterable[Any]) -> None:
+    import yaml
+
+    sizes: dict[str, int] = {}
+    around: list[tuple[str | None, int]] = [(None, 0)]
+    for event in events:
+        if isinstance(event, yaml.CollectionStartEvent):
+            around.append((event.anchor, 1))
+            if len(around) > DEEPEST:
+                raise ValueError("it is nested too deeply")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, count = around.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in sizes:
+                raise ValueError(f"*{event.anchor} stands for nothing, or for what it is in")
+            anchor, count = None, sizes[event.anchor]
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, count = event.anchor, 1
+        else:
+            continue
+        if anchor:
+            sizes[anchor] = count
+        holder, before = around[-1]
+        around[-1] = holder, before + count
+        if before + count > MOST:
+            raise ValueError(f"it holds more than {MOST:,} values")
