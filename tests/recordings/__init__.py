@@ -15,7 +15,19 @@ FOLDER = Path(__file__).parent
 @functools.cache
 def scenario(name: str) -> dict[str, Any]:
     """A recorded course of a job: what was asked, and what a watch saw of it, in seconds since the first request."""
-    found: dict[str, Any] = json.loads((FOLDER / "scenarios" / f"{name}.json").read_text())
+    path = FOLDER / "scenarios" / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else _more_scenarios()[name]
+    return found
+
+
+def scenarios() -> list[str]:
+    """The names of all."""
+    return sorted([path.stem for path in (FOLDER / "scenarios").glob("*.json")] + list(_more_scenarios()))
+
+
+@functools.cache
+def _more_scenarios() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads(gzip.decompress((FOLDER / "scenarios/more.json.gz").read_bytes()))
     return found
 
 

@@ -31,7 +31,7 @@ from components.launch_training import cancel, cluster_job, follower, job_log
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster, finished, warm_up
-from tests.components.launch_training.operators import name_of, train
+from tests.components.launch_training.operators import give_up, name_of, train
 from tests.kubernetes_server import Fault
 from zhllama.kubernetes import api as kubernetes_api
 from zhllama.stage.program import guarded
@@ -403,11 +403,10 @@ class _Run:
                 note,
             )
         elif end == "failed":
-            step(lambda: cluster.set_pod(name, "Failed", 1, "fault: a bug"))
-            step(lambda: cluster.set_condition(name, "Failed", "BackoffLimitExceeded"), note)
+            step(lambda: give_up(cluster, job), note)
         elif end == "wrong input":
             step(lambda: cluster.set_pod(name, "Running", 2, "error: --dataset x: mend it", last=True), note)
         elif end == "deadline":
-            step(lambda: cluster.set_condition(name, "Failed", "DeadlineExceeded"), note)
+            step(lambda: cluster.set_condition(name, "Late"), note)
         else:
             step(lambda: cluster.delete_job(name), note)

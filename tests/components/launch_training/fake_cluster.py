@@ -1,12 +1,14 @@
 """A cluster with the training operators, as far as a launcher can see it: jobs, their pods, their logs.
 
-What an operator would do is done by the test: `cluster.on_create = function(job)`, which runs in a thread of its own
-and moves the job on with `set_condition` and `set_pod`.
+What the operator of PyTorchJobs does it does here too (training_operator.py), at each change of a job and its pods.
+What the kubelet would, and the operator of TrainJobs, is done by the test: `cluster.on_create = function(job)`, which
+runs in a thread of its own and moves the job on with `set_pod` and `set_condition`.
 """
 
 from datetime import UTC, datetime
 from typing import Any
 
+from tests.components.launch_training.training_operator import TrainingOperator, with_condition
 from tests.kubernetes_admission import faults
 from tests.kubernetes_server import KubernetesServer
 
@@ -57,31 +59,62 @@ class FakeCluster(KubernetesServer):
 
     def _created(self, thing: dict[str, Any]) -> None:
         if thing["kind"] in JOBS:
+            self.operate(thing["metadata"]["name"])
             super()._created(thing)
 
     # --- what an operator does ----------------------------------------------------------------------------------------
 
-    def set_condition(self, name: str, kind: str, reason: str = "Test", message: str = "") -> None:
-        """The job's newest condition becomes `kind`, as its operator writes it; nothing when the job is gone.
+    operates = True
+    """Whether there is an operator of PyTorchJobs."""
+    _operator: TrainingOperator | None = None
 
-        Of a PyTorchJob Suspended, Running and Restarting end each other, and Succeeded and Failed end them all. A
-        TrainJob knows Suspended, Complete and Failed alone: `Running` ends Suspended there.
+    def operate(self, name: str) -> bool:
+        """The operator looks at a job; whether there is one that does."""
+        found = self._job(name)
+        if not self.operates or found is None or not found[1]["spec"].get("pytorchReplicaSpecs"):
+            return False
+        self._operator = self._operator or TrainingOperator(self)
+        self._operator.reconcile(name)
+        return True
+
+    def set_condition(self, name: str, kind: str, message: str = "") -> None:
+        """The job comes to be `kind`; nothing when it is gone. Of a PyTorchJob what leads to it happens: Suspended (its
+        spec says so), Running (no more, and its first pod runs), Succeeded (that ended with 0), Failed (it has
+        restarted too often), Late (its deadline is over). A TrainJob knows Suspended, Complete and Failed alone.
         """
         with self.changed:
             found = self._job(name)
             if found is None:
                 return
             path, job = found
-            trainjob = job["kind"] == "TrainJob"
-            conditions = {one["type"]: one for one in job.setdefault("status", {}).setdefault("conditions", [])}
-            for condition in conditions.values():
-                if condition["type"] in ("Running", "Suspended", "Restarting") and condition["type"] != kind:
-                    condition |= {"status": "False", "lastTransitionTime": now()}
-            if not trainjob or kind in ("Suspended", "Complete", "Failed"):
-                told = {"type": kind, "status": "True", "reason": reason, "message": message}
-                conditions[kind] = {**told, "lastTransitionTime": now()}
-            job["status"]["conditions"] = list(conditions.values())
+            if self.operate(name):
+                self._lead(name, job, kind)
+                return
+            conditions = job.setdefault("status", {}).get("conditions", [])
+            if job["kind"] == "PyTorchJob":
+                conditions = with_condition(conditions, kind, f"PyTorchJob{kind}", message, now())
+            else:
+                kept = [one for one in conditions if one["type"] not in (kind, "Suspended")]
+                if kind in ("Suspended", "Complete", "Failed", "Late"):
+                    reason = {"Late": "DeadlineExceeded", "Failed": "BackoffLimitExceeded"}.get(kind, kind)
+                    told = {"type": "Failed" if kind == "Late" else kind, "status": "True", "reason": reason}
+                    kept.append({**told, "message": message, "lastTransitionTime": now()})
+                conditions = kept
+            job["status"]["conditions"] = conditions
             self._emit(path, "MODIFIED", job)
+
+    def _lead(self, name: str, job: dict[str, Any], kind: str) -> None:
+        policy = job["spec"]["runPolicy"]
+        if kind in ("Suspended", "Running"):
+            policy["suspend"] = kind == "Suspended"
+            self.operate(name)
+        if kind in ("Running", "Succeeded"):
+            self.set_pod(name, kind, 0 if kind == "Succeeded" else None)
+        elif kind == "Failed":
+            self.set_pod(name, "Running", 1, restarts=policy["backoffLimit"])
+        elif kind == "Late":
+            job["status"]["startTime"] = "2020-01-01T00:00:00Z"
+            self.operate(name)
 
     def set_pod(
         self,
@@ -117,9 +150,12 @@ class FakeCluster(KubernetesServer):
             metadata: dict[str, Any] = {"name": name, "namespace": self.namespace, "labels": labels}
             owner = {"kind": found[1]["kind"], "name": job, "uid": found[1]["metadata"]["uid"]}
             metadata["ownerReferences"] = [owner]
-            self.put(
-                f"{ROOTS['Pod']}/{name}", {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": told}
-            )
+            path = f"{ROOTS['Pod']}/{name}"
+            made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+            if (there := self.objects.get(path)) and there["metadata"]["ownerReferences"][0]["uid"] == owner["uid"]:
+                made = there
+            self.put(path, made | {"status": told})
+            self.operate(job)
 
     def pod(self, job: str, index: int = 0) -> tuple[str, dict[str, str]]:
         """The name and the labels of the job's pod of that number, as its operator gives them."""

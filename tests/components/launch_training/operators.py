@@ -29,6 +29,11 @@ def train(job: dict[str, Any]) -> None:
     storage.write_bytes(options["--output"], manifest.to_json(manifest.root))
 
 
+def nodes_of(job: dict[str, Any]) -> int:
+    replicas = job["spec"].get("pytorchReplicaSpecs") or {"Node": {}}
+    return sum(one.get("replicas", 1) for one in replicas.values())
+
+
 def name_of(job: dict[str, Any]) -> str:
     return str(job["metadata"]["name"])
 
@@ -36,8 +41,9 @@ def name_of(job: dict[str, Any]) -> str:
 def run(cluster: FakeCluster, job: dict[str, Any], *lines: str) -> None:
     """It runs, and its first pod says something."""
     name = name_of(job)
-    cluster.set_pod(name, "Running")
     cluster.set_condition(name, "Running")
+    for index in range(nodes_of(job)):
+        cluster.set_pod(name, "Running", index=index)
     if lines:
         cluster.write_log(cluster.pod(name)[0], *lines)
 
@@ -48,7 +54,8 @@ def succeed(cluster: FakeCluster) -> Operator:
         run(cluster, job)
         train(job)
         cluster.set_pod(name, "Succeeded", 0)
-        cluster.set_condition(name, "Complete" if job["kind"] == "TrainJob" else "Succeeded")
+        if job["kind"] == "TrainJob":
+            cluster.set_condition(name, "Complete")
 
     return operate
 
@@ -63,8 +70,15 @@ def fail(cluster: FakeCluster, times: int, exit_code: int = 1, message: str = "f
         if len(begun) > times:
             return succeed(cluster)(job)
         run(cluster, job)
-        cluster.set_pod(name, "Failed", exit_code, message)
-        cluster.set_condition(name, "Failed", "BackoffLimitExceeded", "too many restarts")
-        return None
+        return give_up(cluster, job, exit_code, message)
 
     return operate
+
+
+def give_up(cluster: FakeCluster, job: dict[str, Any], exit_code: int = 1, message: str = "fault: a bug") -> None:
+    """The first pod's container ends like that once too often: the operator of a PyTorchJob deletes the pod then."""
+    if job["kind"] == "TrainJob":
+        cluster.set_pod(name_of(job), "Failed", exit_code, message)
+        cluster.set_condition(name_of(job), "Failed", "too many restarts")
+    else:
+        cluster.set_pod(name_of(job), "Running", exit_code, message, restarts=job["spec"]["runPolicy"]["backoffLimit"])

@@ -62,7 +62,7 @@ class Played:
         self.ran: list[str] = []
         """The line that each container's log holds."""
         self.error: BaseException | None = None
-        cluster.fault = self._asked
+        cluster.fault, cluster.operates = self._asked, False
 
     def _asked(self, method: str, path: str) -> None:
         if method == "GET" and path.startswith(ROOTS["PyTorchJob"]):

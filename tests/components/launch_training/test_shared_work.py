@@ -9,7 +9,7 @@ from components.launch_training.cleanup import Cleanup, cleanup
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS
-from tests.components.launch_training.operators import name_of, run, succeed, train
+from tests.components.launch_training.operators import give_up, name_of, run, succeed, train
 from zhllama.stage.run import run_stage
 
 
@@ -70,7 +70,6 @@ def test_the_second_run_follows_the_firsts_job_and_takes_its_result(cluster, fir
     (job,) = cluster.jobs.values()
     train(job)
     cluster.set_pod("run-1-lora-a1", "Succeeded", 0)
-    cluster.set_condition("run-1-lora-a1", "Succeeded")
     code, said = second.ends()
     assert code == 0, said
     assert "training job team/run-1-lora-a1 of run run-1 does the same work: following it" in said
@@ -102,8 +101,7 @@ def test_when_the_first_is_cancelled_the_second_goes_on_with_a_job_of_its_own(cl
 @pytest.mark.slow
 def test_when_the_firsts_job_fails_the_second_makes_its_own_attempt(cluster, first, second):
     cluster.on_create = succeed(cluster)
-    cluster.set_pod("run-1-lora-a1", "Failed", 1, "fault: a bug")
-    cluster.set_condition("run-1-lora-a1", "Failed", "BackoffLimitExceeded", "too many restarts")
+    give_up(cluster, cluster.jobs["run-1-lora-a1"])
     code, said = second.ends()
     assert code == 0, said
     assert "fault: a bug" in said
