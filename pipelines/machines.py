@@ -33,9 +33,14 @@ _ANYWHERE = "s3://bucket/prefix"
 _ALONE: Mapping[Any, Mapping[str, str]] = {
     TrainTokenizer: {"store": _ANYWHERE, "text": _ANYWHERE},
     PrepareDataset: {"store": _ANYWHERE, "text": _ANYWHERE, "tokenizer": _ANYWHERE},
-    GenerateInstructions: {"store": _ANYWHERE, "base_url": "http://model/v1", "model": "one"},
-}
+    GenerateInstructions: {
+        "store": _ANYWHERE, "base_url": "http://model/v1", "model": "one", "items": "1", "price_prompt": "1",
+        "price_answer": "1",
+    },
+}  # fmt: skip
 """Stages whose options are numbers and the like → what each takes one value beside."""
+_INSTEAD = {"instructions": ("text",), "import_from": ("base_url", "model")}
+"""Option → those of them in whose place it stands."""
 
 
 def training_options(size: Size, training: str, values: Mapping[str, Value]) -> dict[str, Any]:
@@ -101,7 +106,8 @@ def check_given(told: Configuration) -> None:
     for name in sorted(told.given & SETTINGS.keys()):
         stage, option = SETTINGS[name].option or (StageOptions, "")
         if stage in _ALONE and told[name] not in (None, ""):
-            words = {**_ALONE[stage], option: text_of(told[name])}
+            beside = {one: text for one, text in _ALONE[stage].items() if one not in _INSTEAD.get(option, ())}
+            words = {**beside, option: text_of(told[name])}
             with _by_settings(told, {option: (name,)}):
                 parse(stage, [f"{option_of(one)}={text}" for one, text in words.items()])
     shape = told.shape

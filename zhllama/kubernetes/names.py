@@ -97,7 +97,9 @@ TAKEN: Mapping[str, Check] = {
     "tag": tag,
     **dict.fromkeys(("nodes", "processes_per_node", "replicas", "gpus", "context_length", "attempts"), _AT_LEAST_ONE),
     **dict.fromkeys(("deadline_seconds", "grace_seconds", "start_seconds", "wait_minutes"), _AT_LEAST_ONE),
-    **dict.fromkeys(("min_nodes", "max_nodes", "waiting_seconds"), formats.between(0, formats.MOST)),
+    **dict.fromkeys(
+        ("min_nodes", "max_nodes", "waiting_seconds", "starting_seconds"), formats.between(0, formats.MOST)
+    ),
 }
 """An option of our jobs, servers and steps → what Kubernetes, or a kubelet hours later, has against a value of it."""
 
