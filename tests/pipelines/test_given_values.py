@@ -193,19 +193,26 @@ def test_defaults_of_every_size_are_taken():
         check_given(configure(size))
 
 
-TOGETHER = (
-    {"text": "s3://b/zh", "instructions": "s3://b/items", "instructions_validation": "s3://b/more"},
-    {"text": "s3://b/zh", "text_validation": "s3://b/held-out", "evaluation": "s3://b/e"},
-    {"import_instructions": "s3://b/public", "generate_seeds": "s3://b/seeds", "run_pretraining": "false"},
-    {"generate_base_url": "http://m/v1", "generate_model": "m", "generate_items": "0", "generate_max_cost": "2",
-     "generate_price_prompt": "1", "generate_price_answer": "2"},
-    {"generate_base_url": "http://m/v1", "generate_model": "m", "generate_items": "0", "generate_max_tokens": "9"},
-)  # fmt: skip
+GOOD = {
+    "text and instructions": {"text": "s3://b/text", "instructions": "s3://b/items.json", "evaluation": "s3://b/exams"},
+    "weights of sources": {"text": "s3://bucket/zh:0.9,s3://bucket/en:0.1"},
+    "import": {"import_instructions": "hf://datasets/a/b"},
+    "a budget in money": {
+        "instructions": "generate", "generate_max_cost": "5", "generate_price_prompt": "0.5",
+        "generate_price_answer": "1.5", "generate_base_url": "https://models.example.com/v1", "generate_model": "one",
+    },
+    "a pace alone": {"generate_requests_per_minute": "60", "generate_tokens_per_minute": "1000"},
+    "tokens alone": {"generate_max_tokens": "1000000", "generate_batch": "true", "generate_concurrency": "4"},
+    "a price alone": {"generate_price_prompt": "0.5"},
+    "numbers of the tokenizer": {"vocab_size": "8000", "block_size": "1024", "validation_fraction": "0.1"},
+    "data that are cleaned": {"skip_bad": "true", "drop_near_duplicates": "true", "instructions": "s3://b/items.json"},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("asked", TOGETHER, ids=", ".join)
-def test_what_a_stage_takes_together_is_taken(asked):
-    check_given(configure("7b", asked))
+@pytest.mark.parametrize("asked", GOOD.values(), ids=GOOD)
+def test_good_values_are_taken_in_whatever_company(asked):
+    """A value is tried by the stage that takes it, beside others that it goes with there."""
+    check_given(configure("tiny", asked))
 
 
 # --- what is taken, the server takes ----------------------------------------------------------------------------------
