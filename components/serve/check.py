@@ -29,6 +29,11 @@ from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("check")
+_MOST_VALUES = 4_000_000
+"""Of a GGUF's metadata, two for each text: a vocabulary of 260,000 pieces with its merges has two million."""
+_WRONG = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What damaged metadata end in."""
+
 
 TOKENIZER_FILES = ("config.json", "tokenizer.model", *DESCRIBED)
 """With the chat templates beside them, what engines encode by."""
@@ -133,15 +138,18 @@ def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Enc
     from, which then says what llama.cpp has to give; so a file of somebody else's is checked as well as one of our own,
     whose manifest says in addition which vocabulary it must be. No weight is read.
     """
-    from gguf import GGUFReader
-
     try:
-        fields = {name: field.contents() for name, field in GGUFReader(path).fields.items()}
-    except (ValueError, IndexError, KeyError, OSError) as error:
+        fields = _gguf_fields(path)
+    except (*_WRONG, OSError, RecursionError) as error:
         raise InputError(f"{where}: not a GGUF file, or cut short ({error}); export or fetch it again") from error
     if fields.get("tokenizer.ggml.model") != "llama":
         raise InputError(f"{where}: its tokenizer is not SentencePiece's; export the model again with export_model")
-    encoder = Encoder(_sentencepiece(fields), where)
+    try:
+        model, positions = _sentencepiece(fields), int(fields.get("llama.context_length", 2048))
+    except _WRONG as error:
+        said = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        raise InputError(f"{where}: its vocabulary is none ({said}); export or fetch it again") from error
+    encoder = Encoder(model, where)
     if contract is not None:
         found = encoder.vocabulary(also_at=(int(size) for size in contract.prefixes))
         if found.relation_to(contract) is not Relation.EQUAL:
@@ -150,7 +158,25 @@ def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Enc
         raise InputError(f"{where}: there is no chat template in it; export the model again")
     chat = Chat(encoder, template)
     _compare_gguf(path, encoder, chat, where)
-    return encoder, int(fields.get("llama.context_length", 2048)), chat
+    return encoder, positions, chat
+
+
+def _gguf_fields(path: Path) -> dict[str, Any]:
+    from gguf import GGUFReader
+
+    class Reader(GGUFReader):
+        """Behind a file's end gguf finds empty values, as many as a damaged length says."""
+
+        left = _MOST_VALUES
+
+        def _get(self, offset: int, dtype: Any, count: Any = 1, *order: Any, **named: Any) -> Any:
+            self.left -= 1
+            found = super()._get(offset, dtype, count, *order, **named)
+            if self.left < 0 or len(found) < int(count):
+                raise ValueError("it says that more values follow than there are, or can be")
+            return found
+
+    return {name: field.contents() for name, field in Reader(path).fields.items()}
 
 
 def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
@@ -176,7 +202,11 @@ def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
     import llama_cpp
 
     mend = "export the model again; with tied scores (--scores zero) no engine can agree"
-    with closing(llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)) as model:
+    try:
+        opened = llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)
+    except ValueError as error:
+        raise InputError(f"{where}: llama.cpp does not read it; export or fetch it again") from error
+    with closing(opened) as model:
         for line in LINES:
             # an empty text is BOS alone; llama.cpp's own binding cannot be asked for it
             if line and model.tokenize(line.encode(), add_bos=True) != [encoder.bos, *encoder.encode(line)]:

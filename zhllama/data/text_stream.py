@@ -123,5 +123,5 @@ def parquet_batches(artifact: Artifact, name: str, column: str = "") -> Iterator
                 # of text, that it is UTF-8
                 batch.validate(full=True)
                 yield batch
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         raise InputError(f"{where}: not a Parquet file, or a damaged one ({error}); write it again") from error
