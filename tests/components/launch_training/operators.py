@@ -31,7 +31,7 @@ def train(job: dict[str, Any]) -> None:
 
 def nodes_of(job: dict[str, Any]) -> int:
     replicas = job["spec"].get("pytorchReplicaSpecs") or {"Node": {}}
-    return sum(one.get("replicas", 1) for one in replicas.values())
+    return sum(one.get("replicas") or 1 for one in replicas.values())
 
 
 def name_of(job: dict[str, Any]) -> str:

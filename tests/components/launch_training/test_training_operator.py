@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from tests.components.launch_training.fake_cluster import FakeCluster
+from tests.components.launch_training.operators import nodes_of
+from tests.components.launch_training.replay import recorded_job
 from tests.components.launch_training.training_operator import PREFIX, NotPlayed, TrainingOperator
 from tests.kubernetes_request import Refusal, status
 from tests.recordings import scenario, scenarios
@@ -17,6 +19,9 @@ NOT_PLAYED = {
     "elastic-hpa": "an autoscaler for an elastic job with metrics",
 }
 """What the stand-in says that it cannot do, by recording."""
+NO_CONTROLLER = ("batch-deadline", "batch-failed", "batch-pss", "batch-success", "batch-ttl")
+"""Batch Jobs: nothing of ours makes any, so the tests have no controller of them. Deployments have one elsewhere
+(tests/components/serve/test_controllers.py)."""
 RACES = (
     ("FailedDeletePod", 'Error deleting: pytorchjobs.kubeflow.org "j" not found'),
     ("FailedCreateService", 'Error creating: services "j-worker-1" already exists'),
@@ -27,6 +32,9 @@ RACES = (
 """Said by an operator that saw the cluster a moment late, or by chance; reasons, and how the messages begin."""
 LATE = {"oom-child": (1.4, 4.1), "spec-changed": (33.2, 41.4)}
 """When the recorded operator, on a busy machine, looked at nothing, in seconds."""
+
+
+JOBS = [name for name in scenarios() if name not in NO_CONTROLLER and not name.startswith("deployment-")]
 
 
 class Played:
@@ -194,7 +202,7 @@ def told(events: Iterable[tuple[str, str, str]]) -> set[tuple[str, str, str]]:
     return {one for one in events if not any(one[1] == why and one[2].startswith(begin) for why, begin in RACES)}
 
 
-@pytest.mark.parametrize("name", [name for name in scenarios() if not name.startswith(("batch-", "deployment-"))])
+@pytest.mark.parametrize("name", JOBS)
 def test_a_recorded_job_is_played(name):
     if name in NOT_PLAYED:
         with pytest.raises(NotPlayed, match=NOT_PLAYED[name]):
@@ -204,3 +212,8 @@ def test_a_recorded_job_is_played(name):
     assert played.statuses[0] == played.statuses[1]
     assert sorted(played.made[0]) == sorted(played.made[1])
     assert told(played.operator.events) == told(played.events)
+    if played.statuses[0]:
+        # the first status comes when every pod and Service has been made
+        first = next(at for at, one in enumerate(played.operator.did) if one.startswith("status"))
+        suspended = "Suspended" in played.operator.did[first]
+        assert first == (0 if suspended else 2 * nodes_of(recorded_job(name)))

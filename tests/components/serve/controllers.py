@@ -93,6 +93,50 @@ def deployment_of(server: KubernetesServer, thing: dict[str, Any]) -> dict[str, 
     return made
 
 
+COUNTS = ("replicas", "readyReplicas", "availableReplicas")
+SAYS = {
+    "NewReplicaSetCreated": ("Progressing", "True", 'Created new replica set "{}"'),
+    "ReplicaSetUpdated": ("Progressing", "True", 'ReplicaSet "{}" is progressing.'),
+    "NewReplicaSetAvailable": ("Progressing", "True", 'ReplicaSet "{}" has successfully progressed.'),
+    "ProgressDeadlineExceeded": ("Progressing", "False", 'ReplicaSet "{}" has timed out progressing.'),
+    "MinimumReplicasAvailable": ("Available", "True", "Deployment has minimum availability."),
+    "MinimumReplicasUnavailable": ("Available", "False", "Deployment does not have minimum availability."),
+}
+
+
+def told(conditions: list[dict[str, Any]], reason: str, name: str) -> list[dict[str, Any]]:
+    """The conditions after the controller has said that: what is said anew goes to the end."""
+    kind, status, message = SAYS[reason]
+    made = {"type": kind, "status": status, "reason": reason, "message": message.format(name)}
+    return conditions if made in conditions else [*(one for one in conditions if one["type"] != kind), made]
+
+
+def deployment_status(deployment: dict[str, Any], sets: list[dict[str, Any]], late: bool = False) -> dict[str, Any]:
+    """What the Deployment controller says of its ReplicaSets, the newest last. late: it has made no progress for
+    longer than it may. Held against recorded Deployments by test_controllers.py."""
+    wanted, before, newest = deployment["spec"].get("replicas", 1), deployment.get("status") or {}, sets[-1]
+    counts = {name: sum(one["status"].get(name, 0) for one in sets) for name in COUNTS}
+    counts["updatedReplicas"] = newest["status"].get("replicas", 0)
+    asked = sum(one["spec"]["replicas"] for one in sets)
+    counts["unavailableReplicas"] = max(0, asked - counts["availableReplicas"])
+    name, conditions = newest["metadata"]["name"], before.get("conditions", [])
+    enough = counts["availableReplicas"] >= wanted
+    conditions = told(conditions, f"MinimumReplicas{'Available' if enough else 'Unavailable'}", name)
+    refused = [one for each in sets for one in each["status"].get("conditions", ()) if one["type"] == "ReplicaFailure"]
+    if refused and not any(one["type"] == "ReplicaFailure" for one in conditions):
+        conditions = [*conditions, {key: refused[0][key] for key in ("type", "status", "reason", "message")}]
+    elif not refused:
+        conditions = [one for one in conditions if one["type"] != "ReplicaFailure"]
+    if {counts["replicas"], counts["updatedReplicas"], counts["availableReplicas"]} == {wanted}:
+        conditions = told(conditions, "NewReplicaSetAvailable", name)
+    elif late:
+        conditions = told(conditions, "ProgressDeadlineExceeded", name)
+    elif any(counts[one] > before.get(one, 0) for one in ("updatedReplicas", "readyReplicas", "availableReplicas")):
+        conditions = told(conditions, "ReplicaSetUpdated", name)
+    said = {one: count for one, count in counts.items() if count}
+    return {"observedGeneration": deployment["metadata"]["generation"], **said, "conditions": conditions}
+
+
 def stands(server: KubernetesServer, thing: dict[str, Any], address: str = "") -> None:
     """All goes well: the new pods are ready, the old ones gone. `address`: what KServe says."""
     deployment = deployment_of(server, thing)
@@ -101,8 +145,8 @@ def stands(server: KubernetesServer, thing: dict[str, Any], address: str = "") -
     names = {pod(server, newest, READY, chr(ord("a") + one))["metadata"]["name"] for one in range(replicas)}
     for name in set(server.of_kind("Pod")) - names:
         server.delete(pods_path(server, name))
-    counted = dict.fromkeys(("replicas", "updatedReplicas", "availableReplicas"), replicas)
-    status = {"observedGeneration": deployment["metadata"]["generation"], **counted}
+    filled = newest | {"spec": {"replicas": replicas}, "status": dict.fromkeys(COUNTS, replicas)}
+    status = deployment_status(deployment, [filled])
     server.set_status("Deployment", deployment["metadata"]["name"], status)
     if thing["kind"] == "InferenceService":
         # KServe writes its Deployment's observedGeneration there, in the Standard mode
