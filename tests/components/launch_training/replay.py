@@ -7,6 +7,7 @@ one before. Its clock is the recording's.
 import io
 import json
 import re
+import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -62,13 +63,28 @@ class Played:
         self.ran: list[str] = []
         """The line that each container's log holds."""
         self.error: BaseException | None = None
+        self._threads: list[threading.Thread] = []
+        self._left = False
         cluster.fault, cluster.operates = self._asked, False
 
     def _asked(self, method: str, path: str) -> None:
         if method == "GET" and path.startswith(ROOTS["PyTorchJob"]):
             self._looks.append(path)
+            if self._over("succeeded"):
+                # whether the job has ended as well is not a matter of which thread is quicker
+                self._wait()
+
+    def _wait(self) -> None:
+        for one in [*self._threads]:
+            one.join(20)
+
+    def leave(self) -> None:
+        """The launcher has ended: nothing more is shown, and nothing of this outlives its test."""
+        self._left = True
+        self._wait()
 
     def __call__(self, job: dict[str, Any]) -> None:
+        self._threads.append(threading.current_thread())
         try:
             self._play(job, next(self._names))
         except BaseException as error:
@@ -154,6 +170,8 @@ class Played:
 
     def _over(self, how: str = OVER) -> bool:
         """Whether the launcher has made up its mind about the newest job."""
+        if self._left:
+            return True
         jobs = [line for line in self.said() if "training job" in line]
         return bool(jobs and re.search(rf"-a\d+: ({how})|-a\d+ deleted$", jobs[-1]))
 

@@ -77,6 +77,8 @@ def follow(cluster, launch, monkeypatch, caplog, tmp_path):
                 launch(**options_of(names[0]), attempts=len(names))
             except (InputError, StorageFault) as error:
                 ended = scrubbed(f"{type(error).__name__}: {error}")
+            finally:
+                played.leave()
         assert played.error is None
         # each line once, of every container that began
         assert sorted(heard.getvalue().splitlines()) == sorted(played.ran)
