@@ -6,6 +6,8 @@ over what an earlier one implies; two words of one layer that cannot both hold a
 """
 
 import dataclasses
+import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,6 +172,8 @@ def typed_value(name: str, value: Any, where: str) -> Value:
         wrong = f"the pipeline has no such parameter{nearest(name, SETTINGS)}; see zhllama parameters"
         raise InputError(f"{where}: {wrong}")
     setting = SETTINGS[name]
+    if re.search("[\0\ud800-\udfff]", str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)):
+        raise InputError(f"{where}: it is no text: it holds bytes that are not UTF-8, or a zero byte; write it anew")
     if isinstance(value, str) and setting.kind is not str:
         value = value_of(value, KFP_KINDS[setting.kind], where)
     elif isinstance(value, int | float) and not isinstance(value, bool) and setting.kind in (str, float):
@@ -306,6 +310,8 @@ def _resolved(size: Size, chosen: Mapping[str, Value]) -> tuple[Size, dict[str, 
     for name in sorted(chosen.keys() & SETTINGS.keys(), key=lambda name: (-len(SETTINGS[name].fields), name)):
         value = chosen[name]
         least = 0 if name == "lora_dropout" else 1e-12
+        # of these 0 is a value as any other, and what is less is refused by the training
+        least = -math.inf if name.partition("_")[2] in sizes.SIZED else least
         if isinstance(value, int | float) and not isinstance(value, bool) and value < least:
             # "as many as the epochs give", "as the adapter that is gone on from": the planner keeps the size's figure
             continue
