@@ -12,7 +12,7 @@ from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.kubernetes import formats
-from zhllama.kubernetes.names import JOB_LABELS, POD_KEYS, check_value
+from zhllama.kubernetes.names import JOB_LABEL, JOB_LABELS, LABEL, POD_KEYS, check_value
 from zhllama.kubernetes.pods import POD_PLACES, json_of
 from zhllama.kubernetes.quantity import quantity
 from zhllama.stage.tls import PROXY_KEYS, TRUSTED
@@ -36,7 +36,10 @@ _ELSEWHERE = (
     (_OF_TRAINING, "the job sets it; leave it out"),
     (re.compile("|".join(POD_PLACES)), "pods write below /tmp alone, and the job says where; leave it out"),
 )
+_OWN_LABELS = (JOB_LABEL, *(f"{LABEL}{name}" for name in ("run", "size", "stage", "key")))
+_OF_OPERATORS = ("training.kubeflow.org/", "trainer.kubeflow.org/", "jobset.sigs.k8s.io/", "batch.kubernetes.io/")
 _RESOURCE = re.compile(r"(?=[^/]{1,253}/)[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _HUGE = re.compile(r"hugepages-[0-9]+[KMG]i")
 
 
@@ -91,6 +94,8 @@ def pod_settings(option: str, given: Any) -> PodSettings:
     for name in made.labels:
         if name.startswith(POD_KEYS):
             raise InputError(f"{option}: labels: {name}: it is an annotation of pods; put it under annotations")
+        if name in _OWN_LABELS or name.startswith(_OF_OPERATORS):
+            raise InputError(f"{option}: labels: {name}: pods are found by it, and the job sets it; choose another")
     for name, one in made.resources.items():
         _check_resource(f"{option}: resources: {name}", name, one)
     for name, one in made.environment.items():
@@ -195,7 +200,7 @@ def _check_term(at: str, term: Any, preferred: bool = False) -> None:
             for value in () if preferred else values:
                 _check_label(at, key, value)
         elif operator in ("Gt", "Lt"):
-            good, needed = len(values) == 1, "one value"
+            good, needed = len(values) == 1 and bool(_WHOLE.fullmatch(values[0])), "one value, a whole number"
         elif operator in ("Exists", "DoesNotExist"):
             good, needed = not values, "no value"
         else:

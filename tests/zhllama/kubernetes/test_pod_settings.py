@@ -138,13 +138,6 @@ def test_annotations_and_labels_land_where_they_are_read(api):
         assert not JOB_LABELS.keys() & template["metadata"]["labels"].keys()
 
 
-def test_a_jobs_own_labels_are_not_overwritten_by_its_pods():
-    job = launched({"pods": {"labels": {"zhllama.io/stage": "mine", "zhllama.io/job": "other"}}})
-    for template, _ in templates(job_manifest(job, "pytorchjob")):
-        assert template["metadata"]["labels"]["zhllama.io/stage"] == "lora"
-        assert template["metadata"]["labels"]["zhllama.io/job"] == job.name
-
-
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 RESERVED = """
@@ -206,8 +199,8 @@ WRONG = {
     "a number with a point": ({"environment": {"A": 1.5}}, "A: 1.5 where a text is needed"),
     "a switch": ({"environment": {"A": True}}, "A: True where a text is needed"),
     "no text": ({"annotations": {"a": None}}, "a: None where a text is needed"),
-    "a label's value": ({"labels": {"a": "b c"}}, "labels: a=b c"),
-    "an annotation's key": ({"annotations": {"a b": "c"}}, "annotations: a b"),
+    "a label's value": ({"labels": {"a": "b c"}}, "labels: a: 'b c' must"),
+    "an annotation's key": ({"annotations": {"a b": "c"}}, "annotations: key 'a b' must"),
     "the queue": ({"labels": {"kueue.x-k8s.io/queue-name": "q"}}, "on the job alone; it is --queue"),
     "the queue as an annotation": ({"annotations": {"kueue.x-k8s.io/queue-name": "q"}}, "it is --queue"),
     "topology as a label": ({"labels": {RACK: "q"}}, "an annotation of pods; put it under annotations"),
@@ -231,9 +224,15 @@ WRONG = {
     "In of nothing": (required(key="a", operator="In", values=[]), "In takes a value or more"),
     "Exists of something": (required(key="a", operator="Exists", values=["b"]), "Exists takes no value"),
     "Gt of two": (required(key="a", operator="Gt", values=["1", "2"]), "Gt takes one value"),
-    "a value that no label has": (required(key="a", operator="In", values=["b c"]), "a=b c"),
+    "Gt of no number": (required(key="a", operator="Gt", values=["b"]), "a whole number"),
+    "the label that finds a job's pods": ({"labels": {"zhllama.io/job": "x"}}, "pods are found by it"),
+    "the label of the work": ({"labels": {"zhllama.io/key": "x"}}, "pods are found by it"),
+    "a label of the operator": ({"labels": {"training.kubeflow.org/job-name": "x"}}, "pods are found by it"),
+    "the label of the stage": ({"labels": {"zhllama.io/stage": "mine"}}, "pods are found by it"),
+    "a label of JobSet": ({"labels": {"jobset.sigs.k8s.io/jobset-name": "x"}}, "pods are found by it"),
+    "a value that no label has": (required(key="a", operator="In", values=["b c"]), "a: 'b c' must"),
     "a number for a value": (required(key="a", operator="In", values=[1]), "write them in quotes"),
-    "a key": (required(key="a b", operator="Exists"), "a b="),
+    "a key": (required(key="a b", operator="Exists"), "key 'a b' must"),
     "a weight": ({"node_affinity": {PREFERRED: [{"weight": 0, "preference": {}}]}}, "from 1 to 100"),
     "a field of nodes": (
         {"node_affinity": {REQUIRED: {"nodeSelectorTerms": [{"matchFields": [{"key": "x"}]}]}}}, "metadata.name",
