@@ -6,6 +6,7 @@ over what an earlier one implies; two words of one layer that cannot both hold a
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,6 +171,8 @@ def typed_value(name: str, value: Any, where: str) -> Value:
         wrong = f"the pipeline has no such parameter{nearest(name, SETTINGS)}; see zhllama parameters"
         raise InputError(f"{where}: {wrong}")
     setting = SETTINGS[name]
+    if re.search("[\0\ud800-\udfff]", str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)):
+        raise InputError(f"{where}: it is no text: it holds bytes that are not UTF-8, or a zero byte; write it anew")
     if isinstance(value, str) and setting.kind is not str:
         value = value_of(value, KFP_KINDS[setting.kind], where)
     elif isinstance(value, int | float) and not isinstance(value, bool) and setting.kind in (str, float):

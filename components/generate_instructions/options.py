@@ -78,6 +78,8 @@ class GenerateInstructions(StageOptions):
             ("--items", self.items >= 0, "0 or more"),
             ("--max-cost", 0 <= self.max_cost < float("inf"), "0 or more"),
             ("--max-tokens", self.max_tokens >= 0, "0 or more"),
+            ("--price-prompt", self.price_prompt >= 0 or self.price_prompt == -1, "0 or more"),
+            ("--price-answer", self.price_answer >= 0 or self.price_answer == -1, "0 or more"),
             ("--per-request", 1 <= self.per_request <= 100, "between 1 and 100"),
             ("--answer-tokens", self.answer_tokens >= 1, "1 or more"),
             ("--fruitless", self.fruitless >= 1, "1 or more"),

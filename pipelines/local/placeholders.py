@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+from zhllama.artifacts.json_file import STRICT
+from zhllama.artifacts.json_file import value_of as json_value
 from zhllama.errors import InputError
 
 Value = str | float | int | bool | list[Any] | dict[str, Any] | None
@@ -149,7 +151,7 @@ def value_of(text: str, kind: str, where: str) -> Value:
     readers["BOOLEAN"] = lambda told: {"true": True, "false": False}[told.strip().lower()]
     words = {"NUMBER_INTEGER": "a whole number", "NUMBER_DOUBLE": "a number", "BOOLEAN": "true or false"}
     with suppress(ValueError, KeyError, OverflowError):
-        found: Value = readers.get(kind, json.loads)(text)
+        found: Value = readers.get(kind, lambda told: json_value(told, STRICT))(text)
         if is_of(found, kind):
             return found
     raise InputError(f"{where}: {text!r} where {words.get(kind, f'JSON ({kind.lower()})')} is needed")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.adapt_llama import compile_pipeline
 from pipelines.configuration import configure, typed_value
-from pipelines.machines import check_given
+from pipelines.machines import check_given, fixed_arguments
 from pipelines.manifests.check.check import check
 from pipelines.manifests.render import as_yaml
 from pipelines.settings import SETTINGS
@@ -149,13 +149,19 @@ WRONG = {
     "generate_concurrency": "0",
     "generate_base_url": "foo",
     "generate_max_cost": "-1",
+    "generate_price_prompt": "-2",
+    "generate_price_answer": "-0.5",
+    "lora_seed": "-1",
+    "sft_seed": "4294967296",
+    "lora_weight_decay": "-1",
+    "sft_warmup_steps": "-1",
+    "lora_save_steps": "-1",
     "lora_learning_rate": "-1",
     "lora_batch": "0",
     "embeddings_deepspeed": "zero9",
     "lora_warmup_steps": "-1",
     "sft_weight_decay": "-0.1",
     "sft_save_steps": "-1",
-    "lora_seed": "-1",
     "team": "--",
     "lora_shared_memory": "9999Gi",
     "training_shared_memory": "9999Gi",
@@ -171,6 +177,13 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_setting(name, value, course
         asked.pop("start", None)
     with pytest.raises(InputError, match=rf"--set {name}\b"):
         check_given(configure("7b", asked))
+
+
+@pytest.mark.parametrize("name", ["warmup_steps", "weight_decay", "save_steps"])
+@pytest.mark.parametrize("training", ["embeddings", "lora", "sft"])
+def test_a_zero_is_a_value_and_not_left_to_the_size(name, training):
+    told = configure("7b", {f"{training}_{name}": "0"})
+    assert f"--{name.replace('_', '-')} 0 " in f"{fixed_arguments(told, training)} "
 
 
 def test_a_pipeline_is_not_compiled_of_a_wrong_value(tmp_path):
@@ -244,3 +257,17 @@ def test_of_what_is_taken_check_finds_nothing_that_the_server_refuses(tmp_path: 
     path = tmp_path / "job.yaml"
     path.write_text(as_yaml(job, "pytorchjob", S3Network()), encoding="utf-8")
     assert [one.message for one in check([path], None) if one.counts_at("admission")] == []
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [
+    ("prompt", "\udcff", "no text"),
+    ("store", "s3://bucket/a\0b", "no text"),
+    ("annotations", '{"a/b": "\\ud800"}', "JSON"),
+    ("annotations", {"a/b": "\ud800"}, "no text"),
+    ("labels", '{"a": "b", "a": "c"}', "JSON"),
+    ("tolerations", [{"key": "\udcff", "operator": "Exists"}], "no text"),
+])  # fmt: skip
+def test_what_no_file_can_hold_is_refused_by_its_name(name, value, said):
+    """Bytes of a shell that are no UTF-8, halves of characters, a name that is there twice."""
+    with pytest.raises(InputError, match=rf"^--set {name}: .*{said}"):
+        typed_value(name, value, f"--set {name}")

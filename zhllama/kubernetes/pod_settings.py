@@ -12,7 +12,7 @@ from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.kubernetes import formats
-from zhllama.kubernetes.names import JOB_LABELS, POD_KEYS, check_value
+from zhllama.kubernetes.names import JOB_LABEL, JOB_LABELS, LABEL, POD_KEYS, check_value
 from zhllama.kubernetes.pods import POD_PLACES, json_of
 from zhllama.stage.tls import PROXY_KEYS, TRUSTED
 
@@ -35,6 +35,9 @@ _ELSEWHERE = (
     (_OF_TRAINING, "the job sets it; leave it out"),
     (re.compile("|".join(POD_PLACES)), "pods write below /tmp alone, and the job says where; leave it out"),
 )
+_OWN_LABELS = (JOB_LABEL, *(f"{LABEL}{name}" for name in ("run", "size", "stage", "key")))
+_OF_OPERATORS = ("training.kubeflow.org/", "trainer.kubeflow.org/", "jobset.sigs.k8s.io/", "batch.kubernetes.io/")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _HUGE = re.compile(r"hugepages-[0-9]+[KMG]i")
 
 
@@ -89,6 +92,8 @@ def pod_settings(option: str, given: Any) -> PodSettings:
     for name in made.labels:
         if name.startswith(POD_KEYS):
             raise InputError(f"{option}: labels: {name}: it is an annotation of pods; put it under annotations")
+        if name in _OWN_LABELS or name.startswith(_OF_OPERATORS):
+            raise InputError(f"{option}: labels: {name}: pods are found by it, and the job sets it; choose another")
     for name, one in made.resources.items():
         _check_resource(f"{option}: resources: {name}", name, one)
     for name, one in made.environment.items():
@@ -186,6 +191,8 @@ def _check_term(where: str, term: Any, required: bool) -> None:
                 raise InputError(f"{at}: {key}: operator {operator!r} {wrong}")
             for name, wrong in formats.node_requirement(one, kind == "matchFields", required):
                 raise InputError(f"{at}: {key}: {name} {wrong}")
+            if operator in ("Gt", "Lt") and not _WHOLE.fullmatch(values[0]):
+                raise InputError(f"{at}: {key}: {operator} takes one value, a whole number")
 
 
 def _only(where: str, value: Any, *names: str) -> dict[str, Any]:

@@ -44,7 +44,9 @@ _OPTIONS = (
 def wants_room(error: BaseException) -> bool:
     """Whether a quota of the namespace is used up, or not counted yet: the same request may be granted later."""
     words = ("exceeded quota", "status unknown for quota")
-    return isinstance(error, ApiException) and error.status == 403 and any(word in short(error) for word in words)
+    said = short(error)
+    of_quota = isinstance(error, ApiException) and error.status == 403 and " denied " not in said
+    return of_quota and any(word in said for word in words)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Asker:
         # what RBAC refuses "cannot" be done; the rest is a LimitRange's, or speaks of an account, a class
         if error.status in (400, 422) or (error.status == 403 and " is forbidden: " in said and " cannot " not in said):
             return f"mend {self.whose}{named_options(said, self.options)}", True
+        if error.status == 413 or "request is too large" in said:
+            return f"shorten {self.whose}: texts, labels, annotations", True
+        if error.status == 403 and " cannot " not in said and (found := named_options(said, self.options)):
+            return f"mend what it names{found}", True
         return (f"give this account the Role {self.role}" if error.status == 403 else ""), True
 
     def refusal(self, named: str, error: ApiException) -> Exception:

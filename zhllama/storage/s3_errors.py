@@ -29,6 +29,10 @@ _SKEW = timedelta(minutes=10)
 _LONGEST = 400
 """Letters of a server's message that are shown."""
 _WANTS_TLS = re.compile(rb"HTTPS server|HTTPS port|TLS-encrypted|XMinioInsecureClientRequest")
+_NO_CHECKSUM = re.compile(
+    r"(?is)(?=.*(unsupported|not (supported|implemented|allowed)|invalid argument))"
+    r".*(x-amz-(sdk-)?checksum|x-amz-trailer|aws-chunked)"
+)
 _SECRET = re.compile(r"(?i)\b((?:x-(?:amz|goog)-)?(?:signature|credential|security-token|awsaccesskeyid)=)[^\s&,'\"<]+")
 
 
@@ -65,6 +69,10 @@ REGION = Kind(
     "S3 says the bucket is in another region or at another endpoint", "set AWS_DEFAULT_REGION and the endpoint"
 )
 FULL = Kind("the store is full or its quota is used up", "free some (zhllama gc), or have the quota raised")
+CHECKSUM = Kind(
+    "S3 does not know this kind of checksum",
+    "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required (docs/storage.md, Settings)",
+)
 REFUSED = Kind("S3 refuses this request", "the same request will not be answered otherwise (docs/storage.md, Errors)")
 
 _TABLE: Mapping[Kind, str] = {
@@ -79,11 +87,15 @@ _TABLE: Mapping[Kind, str] = {
     RIGHTS: "AccessDenied AccessDeniedException AccessForbidden Forbidden BucketNotBelongTo 401 403",
     ACCOUNT: """
         AccountProblem AllAccessDisabled UserSuspended InDebt InDebtOverdue UserDisable BucketDisable
-        AbnormalBucketOwnerStatus Arrearage InvalidPayer UnavailableForLegalReasons""",
+        AbnormalBucketOwnerStatus Arrearage InvalidPayer UnavailableForLegalReasons UserProjectAccountProblem
+        UserProjectMissing AccountClosed AccountIsDisabled AccountDisabled AccountSuspended FrozenAccount
+        ServiceDisabled""",
     CLOCK: """
         RequestTimeTooSkewed RequestTimeSkewed RequestExpired ExpiredRequest RequestNotReadyYet RequestInTheFuture
         InvalidDate MalformedDate""",
-    ARCHIVE: "InvalidObjectState ObjectNotInActiveTierError ObjectNotInActiveTier RestoreAlreadyInProgress",
+    ARCHIVE: """
+        InvalidObjectState ObjectNotInActiveTierError ObjectNotInActiveTier RestoreAlreadyInProgress BlobArchived
+        BlobBeingRehydrated""",
     STYLE: "SecondLevelDomainForbidden PathStyleDomainForbidden InvalidPathAccess VirtualHostDomainRequired",
     REGION: """
         PermanentRedirect PermanentRedirectControlError AuthorizationHeaderMalformed IllegalLocationConstraint
@@ -91,7 +103,8 @@ _TABLE: Mapping[Kind, str] = {
         EndpointNotFound 301""",
     FULL: """
         XMinioStorageFull XMinioAdminBucketQuotaExceeded QuotaExceeded BucketQuotaExceeded StorageQuotaExceeded
-        InsufficientStorage InsufficientStorageSpace InsufficientCapacity QuotaExceed ExceedQuota 507""",
+        InsufficientStorage InsufficientStorageSpace InsufficientCapacity QuotaExceed ExceedQuota StorageCapExceeded
+        TransactionCapExceeded DownloadCapExceeded 507""",
     AGAIN: """
         SlowDown SlowDownRead SlowDownWrite ServerBusy RequestTimeout InternalError ServiceUnavailable Throttling
         ThrottlingException RequestThrottled RequestLimitExceeded TooManyRequests RateLimitExceeded QpsLimitExceeded
@@ -112,6 +125,8 @@ def kind_of(error: Any) -> Kind:
     if code == "AccessDenied" and error.response["Error"].get("Endpoint"):
         # as OSS says that a bucket is elsewhere
         return REGION
+    if status in (400, 501) and _NO_CHECKSUM.match(_words(error)):
+        return CHECKSUM
     known = _KINDS.get(code) or _KINDS.get(str(status))
     return known or (AGAIN if status >= 500 and status != 501 else REFUSED)
 
@@ -214,9 +229,12 @@ def our_error(uri: str, error: Any) -> Exception:
 
 def _words(error: Any) -> str:
     """`: ` and the server's own words."""
-    message = str(error.response.get("Error", {}).get("Message") or "")
+    said = error.response.get("Error", {})
+    # Google's message is "Invalid argument." alone, and the reason beside it
+    message, more = (str(said.get(name) or "").strip() for name in ("Message", "Details"))
     # what botocore says in place of an answer without a body
-    return "" if message in ("", "Bad Request", "Forbidden", "Not Found") else f": {_shown(message)}"
+    shown = [one for one in (message, more) if one not in ("", "Bad Request", "Forbidden", "Not Found")]
+    return f": {_shown(' '.join(shown))}" if shown else ""
 
 
 def _shown(text: str) -> str:

@@ -127,6 +127,7 @@ class TrainingOptions(StageOptions):
             *((name, getattr(self, name) > 0, "a number above 0 is needed") for name in _ABOVE_0),
             *((name, getattr(self, name) >= 0, "a number of at least 0 is needed") for name in _AT_LEAST_0),
             ("max_steps", self.max_steps > 0 or self.max_steps == -1, "give a number of steps, or -1"),
+            ("seed", 0 <= self.seed < 2**32, "a number from 0 to 4294967295 is needed"),
             ("warmup_steps", whole, "give whole steps, or a share below 1"),
             ("seed", self.seed < 2**32, "a number below 4294967296 is needed"),
             ("deepspeed", file or self.deepspeed in words, _NO_FILE),

@@ -138,13 +138,6 @@ def test_annotations_and_labels_land_where_they_are_read(api):
         assert not JOB_LABELS.keys() & template["metadata"]["labels"].keys()
 
 
-def test_a_jobs_own_labels_are_not_overwritten_by_its_pods():
-    job = launched({"pods": {"labels": {"zhllama.io/stage": "mine", "zhllama.io/job": "other"}}})
-    for template, _ in templates(job_manifest(job, "pytorchjob")):
-        assert template["metadata"]["labels"]["zhllama.io/stage"] == "lora"
-        assert template["metadata"]["labels"]["zhllama.io/job"] == job.name
-
-
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 RESERVED = """
@@ -231,6 +224,12 @@ WRONG = {
     "In of nothing": (required(key="a", operator="In", values=[]), "a: values are needed with In"),
     "Exists of something": (required(key="a", operator="Exists", values=["b"]), "values may not be given with"),
     "Gt of two": (required(key="a", operator="Gt", values=["1", "2"]), "a: values must be one with Gt"),
+    "Gt of no number": (required(key="a", operator="Gt", values=["b"]), "a whole number"),
+    "the label that finds a job's pods": ({"labels": {"zhllama.io/job": "x"}}, "pods are found by it"),
+    "the label of the work": ({"labels": {"zhllama.io/key": "x"}}, "pods are found by it"),
+    "a label of the operator": ({"labels": {"training.kubeflow.org/job-name": "x"}}, "pods are found by it"),
+    "the label of the stage": ({"labels": {"zhllama.io/stage": "mine"}}, "pods are found by it"),
+    "a label of JobSet": ({"labels": {"jobset.sigs.k8s.io/jobset-name": "x"}}, "pods are found by it"),
     "a value that no label has": (required(key="a", operator="In", values=["b c"]), "a: values 'b c' must be"),
     "a number for a value": (required(key="a", operator="In", values=[1]), "write them in quotes"),
     "a key": (required(key="a b", operator="Exists"), "a b: key 'a b': must be"),

@@ -50,7 +50,10 @@ def answer(status: int, words: str) -> ApiException:
         (404, 'namespaces "none" not found', InputError, "; check --namespace"),
         (422, "metadata.name: Invalid value: a DNS-1123 label must", InputError, "(--run-id)"),
         (401, "Unauthorized", InputError, "check the account and its Role"),
-        (500, "etcdserver: request is too large", StorageFault, "500 etcdserver"),
+        (500, "etcdserver: request is too large", InputError, "shorten the job's options"),
+        (413, "Request entity too large: limit is 3145728", InputError, "shorten the job's options"),
+        (500, "etcdserver: mvcc: database space exceeded", StorageFault, "500 etcdserver"),
+        (403, "pod does not tolerate the namespace's taints", InputError, "mend what it names (--tolerations)"),
     ],
 )  # fmt: skip
 def test_every_cause_is_mended_otherwise(status: int, words: str, kind: type, mend: str) -> None:
@@ -58,6 +61,11 @@ def test_every_cause_is_mended_otherwise(status: int, words: str, kind: type, me
     assert type(error) is kind
     assert words in str(error)
     assert mend in str(error)
+
+
+def test_a_webhook_that_speaks_of_a_quota_is_not_waited_for() -> None:
+    assert wants_room(answer(403, f"{FORBIDDEN}exceeded quota: team, requested: pods=1"))
+    assert not wants_room(answer(403, 'admission webhook "a" denied the request: exceeded quota of the team'))
 
 
 def test_each_command_names_options_of_its_own() -> None:

@@ -87,6 +87,7 @@ def error_body(code: str, message: str, more: str = "") -> str:
 
 SKEWED = "The difference between the request time and the current time is too large"
 BAD = "We encountered an internal error, please try again."
+CHECKSUMS = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
 ANSWERS = {
     "AWS clock": (403, "RequestTimeTooSkewed", SKEWED, "", "set this machine's"),
     "OSS clock": (403, "RequestTimeTooSkewed", SKEWED, "<HostId>oss</HostId>", "NTP"),
@@ -116,6 +117,17 @@ ANSWERS = {
     "AWS refuses": (400, "InvalidRequest", "Missing required header for this request", "", "refuses this request"),
     "AWS large": (400, "EntityTooLarge", "Your proposed upload exceeds the maximum", "", "refuses this request"),
     "GCS key": (400, "CloudKmsDisabledKey", "Cloud KMS key is disabled", "", "refuses this request"),
+    "GCS reason": (403, "AccessDenied", "Access denied.", "<Details>billing is off</Details>", "billing is off"),
+    "GCS billing": (403, "UserProjectAccountProblem", "absent billing account", "", "ask who runs the store"),
+    "Wasabi closed": (403, "AccountClosed", "closed", "", "ask who runs the store"),
+    "OBS arrears": (403, "FrozenAccount", "arrears", "", "ask who runs the store"),
+    "B2 cap": (403, "StorageCapExceeded", "storage cap exceeded", "", "have the quota raised"),
+    "Azure archive": (409, "BlobArchived", "not permitted on an archived blob", "", "restore it"),
+    "R2 checksum": (501, "NotImplemented", "Header 'x-amz-checksum-crc32c' not implemented", "", CHECKSUMS),
+    "B2 checksum": (400, "InvalidRequest", "Unsupported header 'x-amz-checksum-crc32c' received", "", CHECKSUMS),
+    "OSS checksum": (400, "InvalidArgument", "aws-chunked encoding is not supported", "", CHECKSUMS),
+    "GCS checksum": (400, "InvalidArgument", "Invalid argument.", "<Details>x-amz-checksum-crc32</Details>", CHECKSUMS),
+    "AWS lock": (400, "InvalidRequest", "Content-MD5 OR x-amz-checksum- HTTP header is required", "", "this request"),
     "unknown 400": (400, "NobodyKnowsIt", "so it is", "", "refuses this request"),
     "not there": (501, "NotImplemented", "functionality that is not implemented", "", "refuses"),
 }  # fmt: skip
