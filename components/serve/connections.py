@@ -30,7 +30,7 @@ STALLED_SECONDS = 30.0
 """In which a client has to read some ten kilobytes of what waits for it."""
 MOST = 2_000
 """Connections, where descriptors allow: each may need one more to the engine."""
-_SPARE = 64
+_SPARE = 96
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -80,15 +80,21 @@ class _Connection(H11Protocol):
             )
             if (longest := next((one for one in others if not one.is_answered), None)) is not None:
                 longest.transport.abort()
+                # at once: several come in one turn of the loop, and each has to find another one
+                longest._uncount()
             else:
                 transport.write(_FULL)
                 transport.close()
+                self._uncount()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         for timer in (self._timer, self._stalled):
             if timer is not None:
                 timer.cancel()
+        self._uncount()
+
+    def _uncount(self) -> None:
         if self.everyone.pop(self, self) is None:
             self.of_address[self._address] -= 1
             if not self.of_address[self._address]:

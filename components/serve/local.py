@@ -31,8 +31,11 @@ from zhllama.weights.settings import ids_of
 
 SAMPLES = "samples.json"
 STOP_SECONDS = 5
-BACKLOG = 256
+BACKLOG = 1_024
 """Connections that wait to be accepted."""
+ACCEPTED_AT_ONCE = 16
+"""Of them, in one turn of the loop: what is accepted has its descriptor some turns before it is counted, and asyncio,
+out of descriptors, accepts nobody for a second."""
 
 
 def serve(config: Serve) -> None:
@@ -158,7 +161,7 @@ def running(app: Any, listener: socket.socket) -> Iterator[None]:
 
     # the gateway has a line of its own for a request; what is no HTTP is nobody's fault here
     quiet: Any = {"log_level": "error", "access_log": False, "server_header": False}
-    held: Any = {"http": limited(room()), "ws": "none", "lifespan": "off", "backlog": BACKLOG}
+    held: Any = {"http": limited(room()), "ws": "none", "lifespan": "off", "backlog": ACCEPTED_AT_ONCE}
     server = uvicorn.Server(uvicorn.Config(app, **quiet, **held, timeout_graceful_shutdown=STOP_SECONDS))
 
     async def answer() -> None:
@@ -171,6 +174,8 @@ def running(app: Any, listener: socket.socket) -> Iterator[None]:
         thread.join(0.02)
         if not thread.is_alive():
             raise RuntimeError("the gateway ended before it listened; its lines are above")
+    # asyncio has one number for both
+    listener.listen(BACKLOG)
     try:
         yield
     finally:

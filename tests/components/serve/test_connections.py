@@ -5,12 +5,15 @@ import errno
 import json
 import logging
 import resource
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import httpx2
@@ -246,7 +249,7 @@ def test_lack_of_descriptors_is_said_once(caplog: pytest.LogCaptureFixture) -> N
 
 @pytest.mark.parametrize(
     ("soft", "hard", "wanted", "raised"),
-    [(256, 256, 96, 256), (256, 4_096, 2_000, 4_064), (1_024, resource.RLIM_INFINITY, 2_000, 4_064), (32, 32, 8, 32)],
+    [(256, 256, 80, 256), (256, 4_096, 2_000, 4_096), (1_024, resource.RLIM_INFINITY, 2_000, 4_096), (32, 32, 8, 32)],
 )
 def test_the_room_is_what_descriptors_allow(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, raised: int
@@ -256,3 +259,53 @@ def test_the_room_is_what_descriptors_allow(
     monkeypatch.setattr(connections.resource, "setrlimit", lambda _, both: found.append(both))
     assert room() == wanted
     assert found[-1][0] == raised
+
+
+SERVER = """
+import sys
+from components.serve.local import listening, running
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"here"})
+with listening("127.0.0.1", 0) as listener, running(app, listener):
+    print(listener.getsockname()[1], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_with_few_descriptors_half_sent_requests_that_come_at_once_keep_nobody_out() -> None:
+    """Each that is accepted finds another one to end, or descriptors run out and nobody is accepted for a second."""
+
+    def with_few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=with_few,
+        ) as server,
+        ExitStack() as held,
+    ):
+        held.callback(server.kill)
+        assert server.stdin
+        assert server.stdout
+        assert server.stderr
+        place = ("127.0.0.1", int(server.stdout.readline()))
+        server.send_signal(signal.SIGSTOP)
+        for sent in (
+            b"",
+            b"GET / HTTP/1.1\r\nHost: a\r\nX: ",
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n",
+        ) * 70:
+            held.enter_context(socket.create_connection(place, timeout=60)).sendall(sent)
+        server.send_signal(signal.SIGCONT)
+        begin = time.monotonic()
+        assert httpx2.get(f"http://127.0.0.1:{place[1]}", timeout=60).text == "here"
+        # far below the time that half a request has
+        assert time.monotonic() - begin < connections.HEADER_SECONDS - 2
+        server.stdin.close()
+        assert server.stderr.read() == b""
