@@ -126,7 +126,7 @@ GENERATED = (
 """Options of generate_instructions that a run may change, as `generate_items`."""
 SERVED = (
     "replicas", "gpus", "cpu", "memory", "shared_memory", "ephemeral_storage", "context_length", "stop_first",
-    "openshift", "wait_minutes",
+    "openshift", "istio", "wait_minutes",
 )  # fmt: skip
 """Options of serve that have a setting each, as `serve_gpus`."""
 ADAPTER = {"rank": "lora_r", "alpha": "lora_alpha", "dropout": "lora_dropout"}

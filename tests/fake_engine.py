@@ -80,10 +80,12 @@ class _Handler(BaseHTTPRequestHandler):
             fault(self)
         elif self.path in ("/health", "/metrics"):
             self.raw(200, b"fake_engine_metric 1\n", "text/plain")
+        elif self.of.api_key and self.headers.get("Authorization") != f"Bearer {self.of.api_key}":
+            self.json(401, {"error": "Unauthorized"})
         elif self.path == "/tokenize":
             self.json(200, self._tokenized(body))
         elif self.path.startswith("/v1/"):
-            self._guarded(body)
+            self._api(body)
         else:
             self.json(404, {"detail": "Not Found"})
 
@@ -97,10 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             ids = [encoder.bos, *encoder.encode(body["prompt"])]
         return {"tokens": ids, "count": len(ids), "max_model_len": 2048}
 
-    def _guarded(self, body: dict[str, Any]) -> None:
-        if self.of.api_key and self.headers.get("Authorization") != f"Bearer {self.of.api_key}":
-            self.json(401, {"error": "Unauthorized"})
-        elif self.path == "/v1/models":
+    def _api(self, body: dict[str, Any]) -> None:
+        if self.path == "/v1/models":
             self.json(200, {"object": "list", "data": [{"id": self.of.name, "max_model_len": 2048}]})
         elif body.get("stream"):
             self.stream(

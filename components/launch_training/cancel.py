@@ -109,17 +109,13 @@ class Deletion:
         if self._try(failed, self._cluster.delete, name, uid):
             log.info("%s deleted", job)
 
-    def delete_policy(self, name: str) -> None:
-        self._try(f"the NetworkPolicy {self._namespace}/{name} is left: %s", self._cluster.delete_policy, name)
-
     def delete_all(self) -> None:
-        """The jobs with those labels that are not over, and their policies."""
+        """The jobs with those labels that are not over."""
         failed = "whether a training job is left is not known (%s): the exit handler will see"
         for job in self._try(failed, self._cluster.jobs, self._selector) or ():
             metadata = job["metadata"]
             if not has_ended(job) and not metadata.get("deletionTimestamp"):
                 self.delete(metadata["name"], metadata["uid"])
-                self.delete_policy(metadata["name"])
 
     def delete_late(self) -> None:
         """What a request that was given up may still make: looked for until time is up."""

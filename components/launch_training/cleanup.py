@@ -24,7 +24,7 @@ class Cleanup:
 
 
 def cleanup(config: Cleanup) -> None:
-    """Deletes the run's jobs of either kind that are not over, and its jobs' policies."""
+    """Deletes the run's jobs of either kind that are not over; their policies go with them."""
     if config.backend == "local":
         log.info("local trainings end with their launcher: nothing to clean up")
         return
@@ -51,7 +51,6 @@ def cleanup(config: Cleanup) -> None:
             try:
                 if not has_ended(job) and cluster.delete(place, name, uid):
                     deleted.append(name)
-                cluster.delete_policy(place, name)
             except ApiException as error:
                 errors.append(error)
     if errors:

@@ -4,13 +4,14 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from components.launch_training.options import LaunchTraining
-from zhllama.kubernetes.api import ACCOUNT, call, connect, delete_object, delete_policy, plain, short, unanswered
+from zhllama.kubernetes.api import ACCOUNT, call, connect, delete_object, plain, short, unanswered
 from zhllama.kubernetes.job_kinds import TRAINJOB, JobKind
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.kubernetes.network_policy import S3Network, network_policy
@@ -96,16 +97,24 @@ class Cluster:
                 said.append((str(when), f"{one.get('reason', '')}: {one.get('message', '')}".strip()))
         return [text for _, text in sorted(said, key=lambda one: one[0])]
 
-    def create_policy(self, job: TrainingJob) -> bool:
-        """The job's own NetworkPolicy; whether it was made now. Without the right to make one the job goes on.
-        ApiException as it is where a quota has no room for it."""
-        body = network_policy(job, S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", "")))
+    def create_policy(self, job: TrainingJob, made: Mapping[str, Any]) -> None:
+        """The NetworkPolicy of the job that was made. It goes with that very one, by its owner: nobody here may delete
+        a policy. Without the right to make one the job goes on. ApiException as it is where a quota has no room for
+        it."""
+        metadata = made["metadata"]
+        owner = {"apiVersion": made["apiVersion"], "kind": made["kind"], "name": job.name, "uid": metadata["uid"]}
+        body = network_policy(
+            replace(job, owner={**owner, "controller": False, "blockOwnerDeletion": False}),
+            S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", "")),
+        )
+        # of another job of this name, deleted and made again, one may still be there
+        body["metadata"]["name"] = f"{job.name}-{metadata['uid'][:8]}"
         create = self._policies.create_namespaced_network_policy
         try:
             call(plain, call=create, namespace=job.namespace, body=body)
         except ApiException as error:
             if error.status == 409:
-                return False
+                return
             if wants_room(error):
                 raise
             mend, ours = asker(self.kind).mend(error)
@@ -113,12 +122,6 @@ class Cluster:
                 raise refused(self.kind, job, error, "its NetworkPolicy") from error
             mend += ". Where the namespace denies the rest (k8s/base), its pods reach neither each other nor S3"
             log.warning("%s gets no NetworkPolicy of its own (%s); %s", job.name, short(error), mend)
-            return False
-        return True
-
-    def delete_policy(self, namespace: str, name: str, request: Callable[..., Any] = call) -> None:
-        """As api.delete_policy."""
-        delete_policy(self._policies.delete_namespaced_network_policy, namespace, name, request)
 
     def watches(self, namespace: str, selector: str) -> tuple[tuple[Callable[..., Any], dict[str, Any]], ...]:
         """What to watch of the jobs with those labels, and of their pods, which carry them too."""

@@ -135,7 +135,6 @@ class Launch:
                 except ApiException as error:
                     raise unanswered(error) from error
                 log.info("training job %s/%s deleted", job.namespace, job.name)
-        self._delete_policy(job)
         if lines:
             self._keep(job.name, lines)
         return verdict
@@ -148,19 +147,9 @@ class Launch:
         self._current = (job.name, "")
         found, said = self._wait_for_the_last_one(job), "is there: following it"
         newest([found] if found else [], self._key)
-        owned = replace(job, owner=self._cluster.workflow(job.namespace))
-        policy_made = False
-        try:
-            policy_made = self._cluster.create_policy(owned)
-            if found is None:
-                found = self._post(owned)
-                if found is not None:
-                    said = f"created: {job.nodes} × {job.processes_per_node}"
-        except (ApiException, InputError, StorageFault):
-            if policy_made:
-                # the server may be away still: no second half an hour
-                Deletion(self._cluster, job.namespace, self._selector).delete_policy(job.name)
-            raise
+        if found is None:
+            found = self._post(replace(job, owner=self._cluster.workflow(job.namespace)))
+            said = f"created: {job.nodes} × {job.processes_per_node}" if found else said
         if found is None:
             if (found := self._cluster.read(job)) is None:
                 # it was made by this process before a lost answer, or by another launcher of this run, and has gone
@@ -168,6 +157,14 @@ class Launch:
             newest([found], self._key)
             if found["metadata"].get("deletionTimestamp") and not has_ended(found):
                 return self._create(job)
+        if not has_ended(found):
+            try:
+                self._cluster.create_policy(job, found)
+            except (ApiException, InputError):
+                # no second half an hour, where the server is away by now
+                deletion = Deletion(self._cluster, job.namespace, self._selector)
+                deletion.delete(job.name, found["metadata"]["uid"])
+                raise
         log.info("training job %s/%s %s", job.namespace, job.name, said)
         self._current = (job.name, found["metadata"]["uid"])
         return found
@@ -231,13 +228,6 @@ class Launch:
                 raise
             raise refused(self._cluster.kind, job, error) from error
         return created
-
-    def _delete_policy(self, job: TrainingJob) -> None:
-        """That of a job that is over; one that is left cannot make it fail."""
-        try:
-            self._cluster.delete_policy(job.namespace, job.name)
-        except (ApiException, StorageFault) as error:
-            log.warning("the NetworkPolicy %s/%s is left: %s", job.namespace, job.name, error)
 
     # --- the same work of other runs ----------------------------------------------------------------------------------
 
@@ -310,6 +300,5 @@ class Launch:
         if self._current is None:
             return
         self._deletion.delete_all()
-        self._deletion.delete_policy(self._current[0])
         if self._given_up:
             self._deletion.delete_late()

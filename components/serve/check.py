@@ -6,17 +6,20 @@ use against SentencePiece's ids. Exit 0: fit; 2: not, with one line that says wh
 """
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.serve import vllm_guard
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
+from zhllama.kubernetes.model_server import GUARD
 from zhllama.stage.options import Ref
 from zhllama.stage.program import bounded
 from zhllama.storage.private import temporary_folder
@@ -58,6 +61,10 @@ class Check:
     """Reference to the model."""
     context_length: int = 0
     """Tokens of prompt and answer together that it will be served with; 0: as many as it has."""
+    key_file: str = ""
+    """The file with the API key that the server will ask for; it must be there, and not be empty."""
+    guard: str = ""
+    """A folder that gets what stands before vLLM's server and asks for that key (components/serve/vllm_guard.py)."""
 
 
 def checked(model: str, context_length: int = 0) -> tuple[Artifact, Encoder, Chat]:
@@ -228,12 +235,30 @@ def _template(where: str, mend: str) -> Iterator[None]:
         raise InputError(f"{where}: its chat template cannot be read ({error}); {mend}") from error
 
 
+def check_key(file: str) -> None:
+    """InputError unless there is a key in the file."""
+    try:
+        there = bool(Path(file).read_bytes().strip())
+    except OSError:
+        there = False
+    if not there:
+        raise InputError(
+            f"{file}: there is no API key to ask for; give the secret of the API key the key {Path(file).name} "
+            "(openssl rand -hex 24 makes one)"
+        )
+
+
 def main() -> None:
     import sys
 
     from zhllama.stage.command_line import parse
 
     config = parse(Check, sys.argv[1:])
+    if config.key_file:
+        check_key(config.key_file)
+    if config.guard:
+        Path(config.guard).mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.copyfile(vllm_guard.__file__, Path(config.guard) / f"{GUARD}.py")
     artifact, encoder, _ = checked(config.model, config.context_length)
     log.info("%s is fit to be served: %d files, %d pieces", artifact.root, len(artifact.names), encoder.size)
 

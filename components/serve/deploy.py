@@ -21,7 +21,7 @@ from components.serve.smoke import reach, try_out
 from zhllama import storage
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import ACCOUNT
-from zhllama.kubernetes.model_server import PORT, VLLM_IMAGE, ModelServer
+from zhllama.kubernetes.model_server import CLIENTS_LABEL, PORT, VLLM_IMAGE, ModelServer
 from zhllama.kubernetes.names import LABEL, label_value
 from zhllama.kubernetes.network_policy import S3Network
 from zhllama.kubernetes.pods import mapping, tolerations
@@ -82,6 +82,7 @@ def deploy(config: Serve) -> str:
             # a pod was asked itself: that its Service leads to it is another thing
             reach(inside, server.name, api_key)
     log.info("%s/%s answers at %s", server.namespace, server.name, inside)
+    log.info("its network policy lets in pods and namespaces with the label %s=true, and a run's steps", CLIENTS_LABEL)
     if config.output:
         tried = {"address": inside, "name": server.name, "model": server.model, "answered": answered}
         text = json.dumps(tried, ensure_ascii=False, indent=1)

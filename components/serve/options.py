@@ -84,6 +84,8 @@ class Serve(StageOptions):
     """Stop the old pods before the new ones start, where there are no GPUs to spare."""
     openshift: NotKeyed[bool] = False
     """Pods name no user, since OpenShift gives them one and refuses any other."""
+    istio: NotKeyed[bool] = False
+    """Pods have Istio's sidecar (a native one); S3 is reached past it. Without it they opt out of one."""
     vllm_image: NotKeyed[str] = ""
     """vLLM's image, from a registry of your own, say; empty: vLLM's own of the version that this one was tried with."""
     wait_minutes: NotKeyed[int] = 30

@@ -36,8 +36,7 @@ def try_out(
         length = tried.served(name, there).get("max_model_len", context_length)
         if length < context_length:
             raise InputError(f"{address}: it answers up to {length} tokens, {context_length} were asked for")
-        if not tried.asks_for_key():
-            raise InputError(f"{address}: it answers without an API key; check the secret of the API key")
+        tried.check_key("/v1/models")
         for line in LINES:
             tried.encodes({"model": name, "prompt": line}, repr(line), [encoder.bos, *encoder.encode(line)])
         for messages, ids in conversations(chat, address, "publish the model again"):
@@ -48,6 +47,8 @@ def try_out(
             said = tried.answer("/v1/chat/completions", _said, {**asked, "max_tokens": 16, "temperature": 0})
             log.info("%s → %s", line, said)
             answered.append({"Input": line, "Output": said})
+        # vLLM by itself asks for a key below /v1 alone
+        tried.check_key("/tokenize")
     log.info("%s: serves %s, encodes as in training, answers, and asks for a key", address, name)
     return answered
 
@@ -87,11 +88,15 @@ class _Tried(httpx2.Client):
                 "again (with tied scores, --scores zero, no served tokenizer can agree)"
             )
 
-    def asks_for_key(self) -> bool:
+    def check_key(self, path: str) -> None:
+        """InputError where the path is not refused to who gives no key."""
+        where = f"{self._address}{path}"
         try:
-            return self.get("/v1/models").status_code in (401, 403)
+            refused = self.get(path).status_code in (401, 403)
         except httpx2.HTTPError as error:
-            raise StorageFault(f"{self._address}/v1/models: {short(error)}") from error
+            raise StorageFault(f"{where}: {short(error)}") from error
+        if not refused:
+            raise InputError(f"{where}: it answers without an API key; check the secret of the API key")
 
     def answer(self, path: str, read: Callable[[Any], Any], asked: dict[str, Any] | None = None) -> Any:
         """What is read of the answer to a request, a GET where nothing is asked."""

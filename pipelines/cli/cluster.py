@@ -17,22 +17,27 @@ from zhllama.kubernetes.pod_settings import PodSettings, pod_settings, required_
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.storage.private import temporary_folder
 
+_SEVERAL = "; may be given several times"
+_NETWORK: tuple[options.Row, ...] = (
+    ("--s3-port N", f"a port of the S3 server (default: 443, 8333, 9000){_SEVERAL}", []),
+    ("--s3-cidr RANGE", f"S3 is in this range of addresses alone{_SEVERAL}", []),
+    ("--s3-namespace NAME", f"S3 is in this namespace of the cluster alone{_SEVERAL}", []),
+    ("--dns-cidr RANGE", f"names may be asked of this range too (default: of the cluster's DNS alone){_SEVERAL}", []),
+)
+
 
 def _pods(whose: str) -> tuple[options.Row, ...]:
     """What a site asks of pods: secrets, certificates, a proxy, labels, where they run, and where S3 is."""
-    several = "; may be given several times"
     s3 = "secret with the S3 settings (default: zhllama-s3); none: the account's own identity"
     return (
         ("--s3-secret NAME", s3, "zhllama-s3"),
         ("--pull-secret NAME", "secret for a registry that asks for one"),
         ("--proxy-secret NAME", "secret with HTTPS_PROXY, HTTP_PROXY, NO_PROXY"),
         ("--ca-config-map NAME", "ConfigMap with certificates to trust"),
-        ("--label KEY=VALUE", f"a label of {whose} and the pods{several}", []),
-        ("--node-selector KEY=VALUE", f"a label that the nodes have to have{several}", []),
-        ("--toleration KEY[=VALUE][:EFFECT]", f"a toleration of the pods{several}", []),
-        ("--s3-port N", f"a port of the S3 server (default: 443, 8333, 9000){several}", []),
-        ("--s3-cidr RANGE", f"S3 is in this range of addresses alone{several}", []),
-        ("--s3-namespace NAME", f"S3 is in this namespace of the cluster alone{several}", []),
+        ("--label KEY=VALUE", f"a label of {whose} and the pods{_SEVERAL}", []),
+        ("--node-selector KEY=VALUE", f"a label that the nodes have to have{_SEVERAL}", []),
+        ("--toleration KEY[=VALUE][:EFFECT]", f"a toleration of the pods{_SEVERAL}", []),
+        *_NETWORK,
     )
 
 
@@ -106,6 +111,7 @@ def add_to(commands: options.Commands) -> None:
         *_pods("the objects"),
         ("--stop-first", "stop old pods first, where no GPUs are to spare", False),
         ("--openshift", "pods name no user: OpenShift gives them one", False),
+        ("--istio", "with Istio's sidecar, which is opted out of by default", False),
         ("--replicas N|autoscaled", autoscaled),
     )
     options.take(
@@ -119,7 +125,9 @@ def add_to(commands: options.Commands) -> None:
         options.command(kinds, "base", render_base, note),
         ("--namespace", "its name (default: zhllama)"),
         ("--without-namespace", "for a namespace that others own, as a Kubeflow profile", False),
-        ("--components NAMES", "of deployer,kueue,quota,reaper (default: the overlay's)", str),
+        ("--components NAMES", "of admission,deployer,kueue,open-network,quota,reaper (default: the overlay's)", str),
+        *_NETWORK,
+        ("--api-cidr RANGE", f"the API server is in this range alone{_SEVERAL}", []),
         *options.IMAGES,
     )
     note = "fresh keys for k8s/dev, where all of it is tried out"
@@ -228,7 +236,7 @@ def _s3(given: argparse.Namespace) -> S3Network:
     for text in given.s3_port:
         if not text.isdecimal():
             raise InputError(f"--s3-port {text}: a port is a number from 1 to 65535")
-    s3 = S3Network(cidrs=tuple(given.s3_cidr), namespaces=tuple(given.s3_namespace))
+    s3 = S3Network(cidrs=tuple(given.s3_cidr), namespaces=tuple(given.s3_namespace), dns=tuple(given.dns_cidr))
     return dataclasses.replace(s3, ports=tuple(map(int, given.s3_port))) if given.s3_port else s3
 
 
@@ -274,12 +282,14 @@ def render_serving(given: argparse.Namespace) -> None:
     from pipelines import sizes
     from pipelines.manifests import serving
     from pipelines.manifests.render import yaml_of
+    from zhllama.kubernetes.model_server import CLIENTS_LABEL
 
-    same = ("name", "namespace", "api_key_secret", "vllm_image", "stop_first", "openshift", "s3_secret")
+    same = ("name", "namespace", "api_key_secret", "vllm_image", "stop_first", "openshift", "istio", "s3_secret")
     more: dict[str, Any] = {**{name: getattr(given, name) for name in same}, **serving.replicas_of(given.replicas)}
     more |= {"labels": _pairs("label", given.label), "s3": _s3(given), **_placed(given)}
     server = serving.model_server(sizes.load(given.size), given.model, **more)
     print(yaml_of(server.objects(given.kserve, given.pod_monitor)), end="")
+    print(f"let in are pods and namespaces labelled {CLIENTS_LABEL}=true (docs/serving.md)", file=sys.stderr)
 
 
 def render_base(given: argparse.Namespace) -> None:
@@ -288,7 +298,8 @@ def render_base(given: argparse.Namespace) -> None:
     from pipelines.manifests.render import yaml_of
 
     names = None if given.components is None else [name for name in given.components.split(",") if name]
-    print(yaml_of(base_objects(given.namespace, not given.without_namespace, names)), end="")
+    objects = base_objects(given.namespace, not given.without_namespace, names, _s3(given), given.api_cidr)
+    print(yaml_of(objects), end="")
 
 
 def render_dev_secrets(given: argparse.Namespace) -> None:

@@ -17,20 +17,26 @@ from typing import Any
 from zhllama.errors import InputError
 from zhllama.kubernetes.model_server import KEY
 from zhllama.kubernetes.names import check_namespace
+from zhllama.kubernetes.network_policy import S3Network, ports
 from zhllama.stage.command_line import nearest
 from zhllama.stage.images import VERSION, image
 from zhllama.storage.private import temporary_folder
 
 K8S = Path(__file__).parents[2] / "k8s"
-COMPONENTS = ("deployer", "kueue", "quota", "reaper")
+COMPONENTS = ("admission", "deployer", "kueue", "open-network", "quota", "reaper")
 """What an overlay may put to the base."""
 
 
 def base_objects(
-    namespace: str = "", with_namespace: bool = True, components: Sequence[str] | None = None
+    namespace: str = "",
+    with_namespace: bool = True,
+    components: Sequence[str] | None = None,
+    s3: S3Network | None = None,
+    api_cidrs: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The cluster overlay's objects, or for a namespace that others own the profile overlay's; `components` instead of
-    the overlay's own. Images are named as the environment says (zhllama.stage.images)."""
+    the overlay's own. s3, api_cidrs: where S3, names and the API server are, where that is known. Images are named
+    as the environment says (zhllama.stage.images)."""
     wanted: dict[str, Any] = {"namespace": namespace or "zhllama"}
     if namespace:
         check_namespace("--namespace", namespace)
@@ -50,11 +56,35 @@ def base_objects(
     objects = _kustomized(wanted)
     _name_images(objects)
     for value in objects:
+        if value["kind"].startswith("ValidatingAdmissionPolicy"):
+            # kustomize takes these for a namespace's
+            value["metadata"].pop("namespace", None)
+        if value["kind"] == "NetworkPolicy" and value["spec"].get("egress"):
+            value["spec"]["egress"] = _narrowed(value["spec"]["egress"], s3 or S3Network(), api_cidrs)
         # the CronJob is suspended while its image is named without a registry, which no node can pull
         if value["kind"] == "CronJob":
             containers = value["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
             value["spec"]["suspend"] = not all("/" in container["image"] for container in containers)
     return objects
+
+
+def _narrowed(rules: list[dict[str, Any]], s3: S3Network, api_cidrs: Sequence[str]) -> list[dict[str, Any]]:
+    """The rules of a policy of the base, with those of S3, of names and of the API server as they are known."""
+    api = [one["to"][0] for one in (S3Network(cidrs=(cidr,)).egress() for cidr in api_cidrs)]
+    named = bool(s3.cidrs or s3.namespaces)
+    found = []
+    for rule in rules:
+        listed = {one["port"] for one in rule["ports"]}
+        if 9000 in listed:
+            rule = s3.egress() if named else rule | {"ports": ports(s3.ports)}
+        elif 53 in listed:
+            rule = s3.names()
+        elif 6443 in listed and api:
+            rule = rule | {"to": api}
+        elif listed == {443} and named:
+            continue
+        found.append(rule)
+    return found
 
 
 _NAMESPACE = """\

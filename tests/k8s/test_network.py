@@ -3,9 +3,11 @@
 import pytest
 import yaml
 
+from pipelines.manifests.base import base_objects
 from tests.k8s.kustomizations import K8S, Object, build, of_kind
 from tests.network import End, allowed
 from zhllama.kubernetes.model_server import CLIENTS_LABEL
+from zhllama.kubernetes.network_policy import S3Network
 
 OUTSIDE = End(address="203.0.113.9")
 DNS = End({"k8s-app": "kube-dns"}, namespace="kube-system")
@@ -60,9 +62,40 @@ def test_each_of_ours_gets_names(ours, pod):
             assert allowed(ours, pod, DNS, port, protocol)
 
 
+@pytest.mark.parametrize("pod", [STEP, REAPER, RUNNER, TRAINING, SERVER], ids=repr)
+def test_names_are_asked_of_the_clusters_dns_alone(ours, pod):
+    for there in (End({"dns": "default"}, namespace="openshift-dns"), End(address="169.254.20.10")):
+        assert allowed(ours, pod, there, 5353, "UDP")
+    strangers = (OUTSIDE, End({"k8s-app": "kube-dns"}, namespace="team"), End({"app": "x"}, namespace="kube-system"))
+    for other in strangers:
+        assert not allowed(ours, pod, other, 53, "UDP")
+    opened = [*ours, *yaml.safe_load_all((K8S / "components/open-network/network-policy.yaml").read_text())]
+    assert allowed(opened, pod, OUTSIDE, 53, "UDP")
+    assert not allowed(opened, STRANGER, OUTSIDE, 53, "UDP")
+
+
+def test_the_base_is_narrowed_to_where_s3_and_the_api_server_are():
+    s3 = S3Network(ports=(7480,), cidrs=("192.0.2.0/24",), dns=("203.0.113.9/32",))
+    found = policies(base_objects(s3=s3, api_cidrs=["198.51.100.0/24"]))
+    store = End(address="192.0.2.7")
+    for pod in (STEP, RUNNER):
+        assert allowed(found, pod, store, 7480)
+        assert allowed(found, pod, API_SERVER, 6443)
+        assert allowed(found, pod, OUTSIDE, 53, "UDP")
+        for target, port in (
+            (OUTSIDE, 443),
+            (store, 6443),
+            (OUTSIDE, 6443),
+            (End({"a": "b"}, namespace="minio"), 9000),
+        ):
+            assert not allowed(found, pod, target, port)
+    assert allowed(found, STEP, KFP, 8887)
+    assert not allowed(found, REAPER, store, 7480)
+
+
 def test_a_step_reaches_s3_the_api_server_kfp_and_a_served_model(ours):
     for port in (443, 8333, 9000):
-        assert allowed(ours, STEP, OUTSIDE, port)
+        assert allowed(ours, STEP, OUTSIDE, port) is (port == 443)
         assert allowed(ours, STEP, End({"app": "minio"}, namespace="minio"), port)
     for port in (443, 6443, 8443):
         assert allowed(ours, STEP, API_SERVER, port)
@@ -83,7 +116,8 @@ def test_the_reaper_and_a_runner_reach_the_api_server_and_only_the_runner_s3(our
         assert allowed(ours, RUNNER, API_SERVER, port)
     for port in (8333, 9000):
         assert not allowed(ours, REAPER, OUTSIDE, port)
-        assert allowed(ours, RUNNER, OUTSIDE, port)
+        assert allowed(ours, RUNNER, End({"app": "minio"}, namespace="minio"), port)
+    assert allowed(ours, RUNNER, SERVER, 8000)
 
 
 def test_a_training_reaches_its_own_pods_and_s3_and_no_api_server(ours):
@@ -98,13 +132,17 @@ def test_a_training_reaches_its_own_pods_and_s3_and_no_api_server(ours):
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "InferenceService"])
-def test_a_served_model_is_asked_from_this_namespace_and_from_those_with_the_label(cluster, kind):
+def test_a_served_model_is_asked_by_labelled_pods_and_namespaces_and_by_who_deploys(cluster, kind):
     path = f"serving/13b/{'vllm' if kind == 'Deployment' else 'kserve'}.yaml"
     all_of_them = [*policies(cluster), *rendered(path)]
     pod = pod_of(path, kind)
     gateway = End({"app": "gateway"}, namespace="gateways", namespace_labels={CLIENTS_LABEL: "true"})
     assert allowed(all_of_them, gateway, pod, 8000)
     assert allowed(all_of_them, STEP, pod, 8000)
+    in_it = [one for one in all_of_them if one["metadata"]["name"] != "zhllama-deny"]
+    assert allowed(in_it, End({CLIENTS_LABEL: "true"}), pod, 8000)
+    for labels in ({"app": "x"}, {CLIENTS_LABEL: "false"}, {"zhllama.io/stage": "lora"}):
+        assert not allowed(in_it, End(labels), pod, 8000)
     assert not allowed(all_of_them, End({"app": "x"}, namespace="elsewhere"), pod, 8000)
     assert not allowed(all_of_them, gateway, pod, 22)
     assert allowed(all_of_them, pod, OUTSIDE, 443)

@@ -51,7 +51,7 @@ def test_every_component_is_in_an_overlay_but_those_that_not_every_cluster_takes
     for folder in OVERLAYS:
         value = yaml.safe_load((folder / "kustomization.yaml").read_text())
         used |= {(folder / name).resolve() for name in value.get("components", ())}
-    assert {path.name for path in COMPONENTS - used} == {"rdma-ipc-lock", "pod-monitor"}
+    assert {path.name for path in COMPONENTS - used} == {"rdma-ipc-lock", "pod-monitor", "open-network"}
 
 
 def test_the_check_finds_what_is_wrong(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -47,11 +48,11 @@ def client(port: int, access_key: str, secret_key: str) -> Any:
 @contextmanager
 def running(container: Any, keys: dict[str, str], folder: Path) -> Iterator[int]:
     """The container's command, with what the pod gives it: on loopback, below a folder, on free ports."""
-    ports = free_ports(10)
-    names = ("master", "volume", "filer", "admin", "s3")
+    ports = free_ports(8)
+    names = ("master", "volume", "filer", "s3")
     options = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
     options += [f"-{name}.port.grpc={ports[2 * i + 1]}" for i, name in enumerate(names)]
-    moved = {"-dir=/data": f"-dir={folder}", "-ip.bind=0.0.0.0": "-ip.bind=127.0.0.1"}
+    moved = {"-dir=/data": f"-dir={folder}"}
     assert set(moved) <= set(container["args"])
     arguments = [moved.get(word, word) for word in container["args"] if not word.startswith("-s3.port=")]
     environment = {}
@@ -67,7 +68,7 @@ def running(container: Any, keys: dict[str, str], folder: Path) -> Iterator[int]
             preexec_fn=die_with_parent,
         )
     try:
-        s3 = client(ports[8], keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"])
+        s3 = client(ports[6], keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"])
         deadline = time.monotonic() + 120
         while True:
             try:
@@ -78,7 +79,9 @@ def running(container: Any, keys: dict[str, str], folder: Path) -> Iterator[int]
                 assert server.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.2)
-        yield ports[8]
+        listening = {one.laddr for one in psutil.Process(server.pid).net_connections("inet") if one.status == "LISTEN"}
+        assert {one.port for one in listening if one.ip != "127.0.0.1"} == {ports[6], ports[7]}
+        yield ports[6]
     finally:
         server.terminate()
         server.wait(60)

@@ -168,15 +168,6 @@ def delete_object(
     return True
 
 
-def delete_policy(delete: Callable[..., Any], namespace: str, name: str, request: Callable[..., Any] = call) -> None:
-    """A NetworkPolicy is gone, or was never there. As delete_object."""
-    try:
-        request(plain, call=delete, namespace=namespace, name=name)
-    except ApiException as error:
-        if error.status != 404:
-            raise
-
-
 def unanswered(error: ApiException) -> Exception:
     """InputError where this account may not, StorageFault for the rest."""
     if error.status in (401, 403):

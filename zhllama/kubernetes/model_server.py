@@ -14,7 +14,7 @@ from zhllama.artifacts.manifest import MANIFEST, digest_of
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.names import LABEL, check_options, server_name
-from zhllama.kubernetes.network_policy import S3Network, isolated, ports
+from zhllama.kubernetes.network_policy import NAMESPACE, S3Network, isolated, ports
 from zhllama.kubernetes.pods import POD_PLACES, USER, confined, environment, pod_spec
 from zhllama.stage.images import image
 from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
@@ -68,7 +68,14 @@ _AUTHORITIES = "/tmp/authorities.pem"
 """Where the check, which comes first, leaves the site's certificates and the public ones: vLLM takes one file."""
 OURS = {"app.kubernetes.io/name": "zhllama-serving", "app.kubernetes.io/managed-by": "zhllama"}
 CLIENTS_LABEL = f"{LABEL}serving-clients"
-"""Namespaces with this label (`true`) may reach the server, as pods of its own may: a gateway's or Prometheus's."""
+"""Namespaces, and pods of the server's own, with this label (`true`) may reach it: a gateway's, Prometheus's, an
+application's."""
+GUARD, GUARD_FOLDER = "zhllama_vllm_guard", "/tmp/guard"
+"""The module that asks for the key before any path of vLLM's (components/serve/vllm_guard.py), and where the check
+leaves it."""
+WORKFLOW = "workflows.argoproj.io/workflow"
+"""The label of the pods that Argo starts for a run."""
+KEY_FOLDER = "/etc/zhllama-api-key"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,8 @@ class ModelServer:
     openshift: bool = False
     """Pods name no user: OpenShift gives each namespace a range of uids and refuses any other. Elsewhere they have to,
     since vLLM's image knows none but root."""
+    istio: bool = False
+    """Pods have Istio's sidecar, and reach its control plane; S3 they reach past it."""
     namespace: str = ""
     replicas: int = 1
     autoscaled: bool = False
@@ -165,16 +174,25 @@ class ModelServer:
         return {**self.selector, **self.labels, **self.selector}
 
     def _pod_metadata(self) -> dict[str, Any]:
-        # a sidecar would need Istio's control plane, which the network policy does not let through
-        labels = {**self._labels(), f"{LABEL}version": self.version, "sidecar.istio.io/inject": "false"}
-        return {"labels": labels, "annotations": {f"{LABEL}model": self.root, f"{LABEL}digest": self.model_digest}}
+        # a sidecar needs Istio's control plane, which the network policy lets through where it is asked for
+        inject = {"sidecar.istio.io/inject": str(self.istio).lower()}
+        labels = {**self._labels(), f"{LABEL}version": self.version, **inject}
+        past = (
+            {"traffic.sidecar.istio.io/excludeOutboundPorts": ",".join(map(str, self.s3.ports))} if self.istio else {}
+        )
+        annotations = {f"{LABEL}model": self.root, f"{LABEL}digest": self.model_digest, **past}
+        return {"labels": labels, "annotations": annotations}
 
     # --- its pods -----------------------------------------------------------------------------------------------------
 
     def pod(self, container: str) -> dict[str, Any]:
         first = {"serviceAccountName": self.service_account, "terminationGracePeriodSeconds": 60}
         user = {} if self.openshift else {"runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}
-        return pod_spec(self, first, user, initContainers=[self._check()], containers=[self._vllm(container)])
+        pod = pod_spec(self, first, user, initContainers=[self._check()], containers=[self._vllm(container)])
+        # one that is absent leaves a pod waiting without a word: the check has one
+        secret = {"secretName": self.api_key_secret, "items": [{"key": KEY, "path": KEY}], "optional": True}
+        pod["volumes"].append({"name": "api-key", "secret": secret})
+        return pod
 
     def _check(self) -> dict[str, Any]:
         resources = {"cpu": "1", "memory": "2Gi", "ephemeral-storage": "2Gi"}
@@ -183,9 +201,12 @@ class ModelServer:
             "name": "check",
             "image": image("serve"),
             "command": ["python", "-m", "components.serve.check"],
-            "args": ["--model", self.model, "--context-length", str(self.context_length)],
+            "args": [
+                *("--model", self.model, "--context-length", str(self.context_length)),
+                *("--key-file", f"{KEY_FOLDER}/{KEY}", "--guard", GUARD_FOLDER),
+            ],
             "env": environment(self, _ENVIRONMENT | {"ZHLLAMA_CACHE": POD_PLACES["ZHLLAMA_CACHE"]} | trusting),
-            **confined(resources, {"tmp": "/tmp"}, self.ca_config_map, **_LAST_LINES),
+            **confined(resources, {"tmp": "/tmp", "api-key": KEY_FOLDER}, self.ca_config_map, **_LAST_LINES),
         }
 
     def _vllm(self, name: str) -> dict[str, Any]:
@@ -194,7 +215,7 @@ class ModelServer:
         health = {"httpGet": {"path": "/health", "port": "http"}}
         told: dict[str, str | dict[str, Any]] = {**_ENVIRONMENT, **_VLLM_ENVIRONMENT}
         told |= dict.fromkeys(TRUSTED, _AUTHORITIES) if self.ca_config_map else {}
-        told["VLLM_API_KEY"] = {"secretKeyRef": {"name": self.api_key_secret, "key": KEY}}
+        told["PYTHONPATH"] = GUARD_FOLDER
         # what vLLM calls it; on these pods no other S3 client reads it
         names = {"ZHLLAMA_S3_ENDPOINT": "AWS_ENDPOINT_URL", "ZHLLAMA_S3_CONNECTIONS": "RUNAI_STREAMER_CONCURRENCY"}
         return {
@@ -206,14 +227,14 @@ class ModelServer:
                 *("--load-format", "runai_streamer", "--served-model-name", self.name, "--port", str(PORT)),
                 # the recipe's sampling where a request does not say
                 *("--dtype", "float16", "--max-model-len", str(self.context_length)),
-                *("--tensor-parallel-size", str(self.gpus), *vllm_sampling()),
+                *("--tensor-parallel-size", str(self.gpus), *vllm_sampling(), "--middleware", f"{GUARD}.Guard"),
             ],
             "env": environment(self, told, names),
             "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
             "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": -(-self.start_seconds // 10)},
             "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5},
             "livenessProbe": {**health, "periodSeconds": 30, "timeoutSeconds": 10, "failureThreshold": 4},
-            **confined(resources, {"tmp": "/tmp", "shm": "/dev/shm"}, **_LAST_LINES),
+            **confined(resources, {"tmp": "/tmp", "shm": "/dev/shm", "api-key": KEY_FOLDER}, **_LAST_LINES),
         }
 
     # --- as plain objects ---------------------------------------------------------------------------------------------
@@ -242,9 +263,15 @@ class ModelServer:
         return self._object("monitoring.coreos.com/v1", "PodMonitor", spec)
 
     def network_policy(self) -> dict[str, Any]:
-        """In: the API, from this namespace and from namespaces with CLIENTS_LABEL. Out: names and S3."""
-        clients = [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": {CLIENTS_LABEL: "true"}}}]
-        spec = isolated(self.selector, {"from": clients, "ports": ports([PORT])}, self.s3)
+        """In: the API, from pods and namespaces with CLIENTS_LABEL, and from who deploys, a run's steps or a launcher,
+        which tries it. Out: names and S3."""
+        labelled = {"matchLabels": {CLIENTS_LABEL: "true"}}
+        clients: list[dict[str, Any]] = [{"podSelector": labelled}, {"namespaceSelector": labelled}]
+        clients += [{"podSelector": {"matchExpressions": [{"key": WORKFLOW, "operator": "Exists"}]}}]
+        clients += [{"podSelector": {"matchLabels": {f"{LABEL}part": "runner"}}}]
+        control = {"to": [{"namespaceSelector": {"matchLabels": {NAMESPACE: "istio-system"}}}], "ports": ports([15012])}
+        more = [control] if self.istio else []
+        spec = isolated(self.selector, {"from": clients, "ports": ports([PORT])}, self.s3, *more)
         return self._object("networking.k8s.io/v1", "NetworkPolicy", spec)
 
     # --- as KServe's --------------------------------------------------------------------------------------------------

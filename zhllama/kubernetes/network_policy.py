@@ -5,6 +5,7 @@ Without the base's denial it still isolates them, both ways. RDMA passes no poli
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +15,30 @@ from zhllama.errors import InputError
 from zhllama.kubernetes.names import JOB_LABEL, check_namespace
 from zhllama.kubernetes.training_job import TrainingJob
 
+NAMESPACE = "kubernetes.io/metadata.name"
 DNS_PORTS = (53, 5353)
 """A policy sees a connection after its Service's address became a pod's: OpenShift's DNS pods listen on 5353."""
+NODE_DNS = "169.254.20.10/32"
+"""Where node-local caches of names listen, as Kubernetes' own manifest has it."""
+DNS = (
+    {
+        "namespaceSelector": {"matchLabels": {NAMESPACE: "kube-system"}},
+        "podSelector": {
+            "matchExpressions": [
+                {"key": "k8s-app", "operator": "In", "values": ["kube-dns", "coredns", "node-local-dns"]}
+            ]
+        },
+    },
+    {"namespaceSelector": {"matchLabels": {NAMESPACE: "openshift-dns"}}},
+    {"ipBlock": {"cidr": NODE_DNS}},
+)
+"""Who is asked for names: the cluster's DNS, OpenShift's, a cache on the node. Others: k8s/components/open-network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class S3Network:
-    """Where S3 is, as a policy can say it. Without ranges and namespaces it is anywhere, on these ports alone."""
+    """Where S3 is, and who is asked for names, as a policy can say it. Without ranges and namespaces S3 is anywhere, on
+    these ports alone."""
 
     ports: tuple[int, ...] = (443, 8333, 9000)
     """HTTPS, SeaweedFS, MinIO: the server's own port, not its Service's."""
@@ -28,36 +46,46 @@ class S3Network:
     """Address ranges outside the cluster: 10.20.0.0/16."""
     namespaces: tuple[str, ...] = ()
     """Namespaces of this cluster that S3 servers are in."""
+    dns: tuple[str, ...] = ()
+    """Address ranges that names are asked of beside the cluster's DNS; 0.0.0.0/0 is anybody."""
 
     def __post_init__(self) -> None:
         for port in self.ports:
             if not 1 <= port <= 65535:
                 raise InputError(f"--s3-port {port}: a port is a number from 1 to 65535")
-        for cidr in self.cidrs:
+        for option, cidr in [("--s3-cidr", one) for one in self.cidrs] + [("--dns-cidr", one) for one in self.dns]:
             try:
                 ipaddress.ip_network(cidr)
             except ValueError as error:
-                raise InputError(f"--s3-cidr {cidr}: {error}; write an address range as 10.20.0.0/16") from error
+                raise InputError(f"{option} {cidr}: {error}; write an address range as 10.20.0.0/16") from error
         for namespace in self.namespaces:
             check_namespace("--s3-namespace", namespace)
 
     @classmethod
     def at(cls, endpoint: str) -> "S3Network":
-        """Anywhere, on the usual ports and on the one of this address; "" names none."""
+        """On the usual ports and on the one of this address: in the namespace of a Service of the cluster
+        (`http://minio.storage.svc:9000`), else anywhere; "" names none."""
         address = urlsplit(endpoint)
         try:
             port = address.port or {"http": 80, "https": 443}.get(address.scheme)
         except ValueError as error:
             raise InputError(f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port") from error
-        return cls() if port is None or port in cls.ports else cls(ports=(*cls.ports, port))
+        service = re.fullmatch(r"[^.]+\.([^.]+)\.svc(\..+)?", address.hostname or "")
+        more = () if port is None or port in cls.ports else (port,)
+        return cls(ports=(*cls.ports, *more), namespaces=(service[1],) if service else ())
 
     def egress(self) -> dict[str, Any]:
         """A policy's egress rule. Without `to` it means every address; 0.0.0.0/0 would not, for some plugins, hold the
         cluster's own pods."""
         to: list[dict[str, Any]] = [{"ipBlock": {"cidr": cidr}} for cidr in self.cidrs]
-        named = ({"matchLabels": {"kubernetes.io/metadata.name": name}} for name in self.namespaces)
+        named = ({"matchLabels": {NAMESPACE: name}} for name in self.namespaces)
         to += [{"namespaceSelector": selector} for selector in named]
         return {**({"to": to} if to else {}), "ports": ports(self.ports)}
+
+    def names(self) -> dict[str, Any]:
+        """The egress rule of who is asked for names."""
+        to = [*DNS, *({"ipBlock": {"cidr": cidr}} for cidr in self.dns)]
+        return {"to": to, "ports": ports(DNS_PORTS, ("UDP", "TCP"))}
 
 
 def ports(numbers: Sequence[int], protocols: Sequence[str] = ("TCP",)) -> list[dict[str, Any]]:
@@ -65,13 +93,12 @@ def ports(numbers: Sequence[int], protocols: Sequence[str] = ("TCP",)) -> list[d
 
 
 def isolated(labels: dict[str, str], ingress: dict[str, Any], s3: S3Network, *egress: dict[str, Any]) -> dict[str, Any]:
-    """A policy's spec: pods with these labels let in by that rule alone, and reach by those, names, and S3. Names are
-    asked for anywhere: a cache on the node has an address of its own."""
+    """A policy's spec: pods with these labels let in by that rule alone, and reach by those, names, and S3."""
     return {
         "podSelector": {"matchLabels": labels},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [ingress],
-        "egress": [*egress, {"ports": ports(DNS_PORTS, ("UDP", "TCP"))}, s3.egress()],
+        "egress": [*egress, s3.names(), s3.egress()],
     }
 
 

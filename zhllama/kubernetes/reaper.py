@@ -18,7 +18,7 @@ from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from zhllama.errors import InputError
-from zhllama.kubernetes.api import call, connect, delete_object, delete_policy, plain, short, unanswered
+from zhllama.kubernetes.api import call, connect, delete_object, plain, short, unanswered
 from zhllama.kubernetes.job_kinds import BY_BACKEND, PYTORCHJOB, has_ended
 from zhllama.kubernetes.names import LABEL
 from zhllama.stage.durations import read_duration
@@ -94,16 +94,9 @@ def _touch(namespace: str, name: str) -> bool:
 def _delete(where: Mapping[str, str], name: str, uid: str) -> bool:
     """Whether it was there to be deleted; not when its name is another job's by now."""
     try:
-        if not delete_object(client.CustomObjectsApi().delete_namespaced_custom_object, where, name, uid):
-            return False
+        return delete_object(client.CustomObjectsApi().delete_namespaced_custom_object, where, name, uid)
     except ApiException as error:
         raise unanswered(error) from error
-    try:
-        delete_policy(client.NetworkingV1Api().delete_namespaced_network_policy, where["namespace"], name)
-    except ApiException as error:
-        # one that is left selects nothing, and is no reason to fail
-        log.warning("the NetworkPolicy %s/%s is left: %s", where["namespace"], name, short(error))
-    return True
 
 
 def _list(namespace: str, kind: Mapping[str, str]) -> list[dict[str, Any]]:

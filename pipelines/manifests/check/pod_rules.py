@@ -91,6 +91,10 @@ def read_only_root(container: Container) -> Iterator[Finding]:
         yield container.advice("read-only-root", f"container {container.name}: {wrong}", "securityContext")
 
 
+UNPINNED = ("vllm/vllm-openai", "chrislusf/seaweedfs")
+"""Images of others that our manifests name by tag: which digest is theirs, a registry says."""
+
+
 def images(container: Container) -> Iterator[Finding]:
     if container.pod.document.kind == "TrainJob" and "image" not in container.value:
         # the runtime's
@@ -101,6 +105,9 @@ def images(container: Container) -> Iterator[Finding]:
     if not digest and tag in ("", "latest"):
         wrong = "what runs may change between two pods; name a version or a digest"
         yield container.advice("image-pinned", f"{image or 'no image'}: {wrong}", "image")
+    elif not digest and name.rpartition(":")[0] in UNPINNED:
+        wrong = "a tag may be moved to other content; name it by digest, @sha256:… (render serving --vllm-image)"
+        yield container.advice("image-pinned", f"{image}: {wrong}", "image")
 
 
 def plain_secrets(container: Container) -> Iterator[Finding]:

@@ -562,18 +562,16 @@ def test_what_cannot_be_elastic_is_refused_before_there_is_a_job(cluster, launch
 
 def test_a_job_has_a_policy_of_its_own_while_it_lives(cluster, launch, monkeypatch):
     monkeypatch.setenv("ZHLLAMA_S3_ENDPOINT", "http://127.0.0.1:7480")
-    seen = {}
-
-    def operate(job) -> None:
-        seen.update(cluster.of_kind("NetworkPolicy"))
-        succeed(cluster)(job)
-
-    cluster.on_create = operate
+    cluster.on_create = succeed(cluster)
     launch()
-    assert seen["run-7-lora-a1"]["metadata"]["labels"]["zhllama.io/run"] == "run-7"
-    *_, s3 = seen["run-7-lora-a1"]["spec"]["egress"]
+    (job,), (policy,) = cluster.jobs.values(), cluster.of_kind("NetworkPolicy").values()
+    assert policy["metadata"]["labels"]["zhllama.io/run"] == "run-7"
+    *_, s3 = policy["spec"]["egress"]
     assert 7480 in [one["port"] for one in s3["ports"]]
-    assert not cluster.of_kind("NetworkPolicy")
+    # it goes with the job, without anybody's right to delete it
+    (owner,) = policy["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"]) == ("PyTorchJob", job["metadata"]["uid"])
+    assert not [path for method, path in cluster.requests if method == "DELETE" and "networkpolicies" in path]
 
 
 def test_without_the_right_to_make_policies_the_job_runs_and_it_is_said(cluster, launch, caplog):

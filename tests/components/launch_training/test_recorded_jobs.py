@@ -13,6 +13,7 @@ import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
+from components.launch_training.cluster import Cluster
 from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests import golden
@@ -182,7 +183,9 @@ def test_a_quota_without_room_is_waited_for_and_said_once_a_minute(cluster, laun
     said = [line for line in caplog.messages if "exceeded quota" in line]
     assert len(said) == 3
     assert said[0].startswith("training job r-lora-a1: waiting: not created: 403 pytorchjobs.kubeflow.org ")
-    assert not cluster.of_kind("NetworkPolicy")
+    # of those that were taken back, none is left
+    owners = [one["metadata"]["ownerReferences"][0]["uid"] for one in cluster.of_kind("NetworkPolicy").values()]
+    assert owners == [job["metadata"]["uid"] for job in cluster.jobs.values()]
 
 
 def test_a_quota_that_stays_full_is_waited_for_no_longer_than_pods_are(cluster, launch):
@@ -245,17 +248,17 @@ def test_a_quota_that_is_counted_for_others_too_is_asked_again(cluster, launch):
     assert cluster.posts() == 4
 
 
-def test_a_job_that_is_deleted_as_it_is_asked_for_is_made_anew(cluster, launch):
+def test_a_job_that_is_deleted_as_it_is_asked_for_is_made_anew(cluster, launch, monkeypatch):
     """It was not there, it is there on its way out, and it has gone."""
     cluster.on_create = lambda job: job["spec"] and succeed(cluster)(job)
     path = f"{ROOTS['PyTorchJob']}/r-lora-a1"
-    first = iter([True])
+    first, asked_for, create = iter([True]), [], Cluster.create
+    monkeypatch.setattr(Cluster, "create", lambda self, job, *more: asked_for.append(job) or create(self, job, *more))
 
     def fault(method, asked):
         if method == "POST" and "pytorchjobs" in asked and next(first, False):
             cluster.put_job("r-lora-a1", finalizers=["a/b"], deletionTimestamp="2026-01-01T00:00:00Z")
-            key = next(iter(cluster.of_kind("NetworkPolicy").values()))["metadata"]["labels"]["zhllama.io/key"]
-            cluster.objects[path]["metadata"]["labels"] = {"zhllama.io/key": key}
+            cluster.objects[path]["metadata"]["labels"] = {"zhllama.io/key": asked_for[0].labels["zhllama.io/key"]}
             threading.Timer(0.1, cluster.remove, (path,)).start()
 
     cluster.fault = fault

@@ -70,7 +70,9 @@ def test_vllm_reads_the_model_from_s3_with_the_sizes_machine(pod: dict[str, Any]
     assert given["AWS_ENDPOINT_URL"]["secretKeyRef"] == {
         "name": "zhllama-s3", "key": "ZHLLAMA_S3_ENDPOINT", "optional": True,
     }  # fmt: skip
-    assert given["VLLM_API_KEY"]["secretKeyRef"] == {"name": "zhllama-api-key", "key": KEY}
+    assert "VLLM_API_KEY" not in given
+    secret = {"secretName": "zhllama-api-key", "items": [{"key": KEY, "path": KEY}], "optional": True}
+    assert {"name": "api-key", "secret": secret} in pod["volumes"]
 
 
 def test_the_check_comes_first_with_our_own_image_and_command(pod: dict[str, Any]) -> None:
@@ -80,7 +82,6 @@ def test_the_check_comes_first_with_our_own_image_and_command(pod: dict[str, Any
     config = parse(Check, container["args"])
     assert (config.model, config.context_length) == (f"{MODEL}/manifest.json", 2048)
     assert "ZHLLAMA_S3_ENDPOINT" in variables(container)
-    assert "VLLM_API_KEY" not in variables(container)
 
 
 def test_a_serving_pod_is_confined(pod: dict[str, Any]) -> None:
@@ -280,3 +281,15 @@ def test_other_replicas_are_refused_with_what_to_give(wrong: str) -> None:
     assert ended.returncode == 2
     assert f"--replicas {wrong}: give a number of pods from 1 on, or autoscaled" in ended.stderr
     assert not ended.stdout
+
+
+def test_istios_sidecar_is_a_choice() -> None:
+    plain, meshed = (serving.model_server(sizes.load("7b"), MODEL, istio=istio) for istio in (False, True))
+    found = [server.deployment()["spec"]["template"]["metadata"] for server in (plain, meshed)]
+    assert [one["labels"]["sidecar.istio.io/inject"] for one in found] == ["false", "true"]
+    past = "traffic.sidecar.istio.io/excludeOutboundPorts"
+    assert [one["annotations"].get(past) for one in found] == [None, "443,8333,9000"]
+    control = [rule for rule in meshed.network_policy()["spec"]["egress"] if rule["ports"][0]["port"] == 15012]
+    assert control[0]["to"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "istio-system"}
+    assert len(meshed.network_policy()["spec"]["egress"]) == len(plain.network_policy()["spec"]["egress"]) + 1
+    assert server_of(Serve(model=MODEL, deploy="kubernetes", istio=True)).istio

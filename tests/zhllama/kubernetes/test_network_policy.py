@@ -80,9 +80,18 @@ def test_s3_is_reached_on_its_own_port_too(endpoint, ports):
     assert {port for port in range(1, 10_000) if allowed(policies, pod(job()), OUTSIDE, port)} - {53, 5353} == ports
 
 
+@pytest.mark.parametrize("host", ["minio.storage.svc", "minio.storage.svc.cluster.local"])
+def test_s3_in_the_cluster_is_reached_in_its_namespace_alone(host):
+    policies, mine = [network_policy(job(), S3Network.at(f"http://{host}:9000"))], pod(job())
+    assert allowed(policies, mine, End({"app": "minio"}, namespace="storage"), 9000)
+    for other in (OUTSIDE, End({"app": "minio"}, namespace="other")):
+        assert not allowed(policies, mine, other, 9000)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"dns": ("names",)}, "--dns-cidr names: "),
         ({"ports": (0,)}, "--s3-port 0"),
         ({"cidrs": ("10.0.0.1/8",)}, "--s3-cidr 10.0.0.1/8: .*host bits"),
         ({"namespaces": ("Mine",)}, "--s3-namespace: 'Mine'"),

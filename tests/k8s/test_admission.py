@@ -1,0 +1,211 @@
+"""components/admission, asked in CEL: what accounts of a namespace may make of it, and what not."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import celpy
+import pytest
+import yaml
+from celpy.adapter import json_to_cel
+
+from pipelines import sizes
+from pipelines.manifests import render
+from pipelines.manifests.serving import model_server
+from tests.k8s.kustomizations import K8S, Object, build, of_kind
+from tests.k8s.test_pods import templates
+from zhllama.kubernetes.network_policy import network_policy
+
+FOLDER = K8S / "components" / "admission"
+OURS = {"data": {"names": "zhllama-* team-s3"}}
+
+
+def policies() -> dict[str, Any]:
+    found = {}
+    for name in ("secrets", "network-policies"):
+        policy, binding = yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+        assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+        assert binding["spec"]["validationActions"] == ["Deny"]
+        found[policy["metadata"]["name"]] = policy["spec"]
+    return found
+
+
+SPECS = policies()
+_ENVIRONMENT = celpy.Environment()
+# of Kubernetes' own library, which celpy does not have
+_FUNCTIONS = {
+    "split": lambda text, by: json_to_cel(str(text).split(str(by))),
+    "substring": lambda text, begin, end: json_to_cel(str(text)[int(begin) : int(end)]),
+}
+
+
+def evaluated(expression: str, given: dict[str, Any]) -> Any:
+    program = _ENVIRONMENT.program(_ENVIRONMENT.compile(expression), functions=_FUNCTIONS)
+    return program.evaluate(given)
+
+
+def refusal(name: str, **given: Any) -> str:
+    """What the policy says of a request; "" where it admits it."""
+    spec = SPECS[name]
+    context = {key: json_to_cel(value) for key, value in given.items()}
+    if not all(evaluated(one["expression"], context) for one in spec["matchConditions"]):
+        return ""
+    variables: dict[str, Any] = {}
+    for one in spec["variables"]:
+        variables[one["name"]] = evaluated(one["expression"], {**context, "variables": _mapped(variables)})
+    for one in spec["validations"]:
+        if not evaluated(one["expression"], {**context, "variables": _mapped(variables)}):
+            return str(one["message"])
+    return ""
+
+
+def _mapped(variables: dict[str, Any]) -> Any:
+    return celpy.celtypes.MapType({celpy.celtypes.StringType(name): value for name, value in variables.items()})
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def pod(spec: Any, kind: str = "PyTorchJob", labels: dict[str, str] | None = None, owner: str = "a") -> Object:
+    owners = [{"kind": kind, "name": owner, "controller": True}]
+    return {"metadata": {"name": "p", "labels": labels or {}, "ownerReferences": owners}, "spec": spec}
+
+
+PLAIN: Any = {"containers": [{"name": "a", "image": "i"}]}
+
+
+def with_container(**fields: Any) -> Any:
+    return {"containers": [{"name": "a", "image": "i", **fields}]}
+
+
+def with_volume(**source: Any) -> Any:
+    return {**PLAIN, "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "v", **source}]}
+
+
+NAMING = {
+    "a variable": lambda name: with_container(
+        env=[{"name": "A", "value": "a"}, {"name": "B", "valueFrom": {"secretKeyRef": {"name": name, "key": "k"}}}]
+    ),
+    "all of it": lambda name: with_container(envFrom=[{"configMapRef": {"name": "c"}}, {"secretRef": {"name": name}}]),
+    "an init container": lambda name: {
+        **PLAIN, "initContainers": with_container(envFrom=[{"secretRef": {"name": name}}])["containers"],
+    },
+    "a volume": lambda name: with_volume(secret={"secretName": name}),
+    "a projection": lambda name: with_volume(projected={"sources": [{"secret": {"name": name}}]}),
+    "a driver": lambda name: with_volume(csi={"driver": "d", "nodePublishSecretRef": {"name": name}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["PyTorchJob", "Job", "ReplicaSet"])
+@pytest.mark.parametrize("way", NAMING)
+def test_a_pod_names_a_listed_secret_and_no_other(way, kind):
+    for name in ("zhllama-s3", "team-s3"):
+        assert refusal("zhllama-secrets", object=pod(NAMING[way](name), kind), params=OURS) == ""
+    for name in ("mlpipeline-minio-artifact", "zhllama", "a-zhllama-s3", "team-s3x", "team"):
+        said = refusal("zhllama-secrets", object=pod(NAMING[way](name), kind), params=OURS)
+        assert "ConfigMap zhllama-secrets" in said, name
+    # a step's pods are KFP's
+    assert refusal("zhllama-secrets", object=pod(NAMING[way]("another"), "Workflow"), params=OURS) == ""
+
+
+@pytest.mark.parametrize(
+    "source", ["azureFile", "cephfs", "iscsi", "rbd", "flexVolume", "scaleIO", "storageos", "cinder"]
+)
+def test_a_volume_that_may_name_a_secret_elsewhere_is_refused(source):
+    assert "may name a secret" in refusal("zhllama-secrets", object=pod(with_volume(**{source: {}})), params=OURS)
+
+
+def test_a_lone_star_lists_nothing():
+    assert refusal("zhllama-secrets", object=pod(NAMING["a volume"]("x")), params={"data": {"names": "*"}})
+
+
+@pytest.mark.parametrize("account", ["zhllama-runner", "pipeline-runner", "default-editor", "zhllama-reaper"])
+def test_no_job_runs_as_an_account_with_rights(account):
+    spec = {**PLAIN, "serviceAccountName": account}
+    set_label = {"jobset.sigs.k8s.io/jobset-name": "zhllama-reaper-1"}
+    for made in (pod(spec), pod(spec, "ReplicaSet"), pod(spec, "Job"), pod(spec, "Job", set_label, "zhllama-reaper-1")):
+        assert "accounts" in refusal("zhllama-secrets", object=made, params=OURS) or "account" in refusal(
+            "zhllama-secrets", object=made, params=OURS
+        )
+    for good in ("zhllama-training", "zhllama-serving", "default", "team"):
+        assert refusal("zhllama-secrets", object=pod({**PLAIN, "serviceAccountName": good}), params=OURS) == ""
+
+
+OWNERS = {"PyTorchJob": "PyTorchJob", "CronJob": "Job", "Deployment": "ReplicaSet", "StatefulSet": "StatefulSet"}
+
+
+def test_every_pod_of_ours_is_admitted_with_the_list_that_is_applied(cluster: list[Object]):
+    listed = of_kind(cluster, "ConfigMap")["zhllama-secrets"]
+    looked_at = 0
+    for folder in ("overlays/cluster", "dev", "pytorchjob/7b", "serving/7b"):
+        for value in build(folder):
+            for name, template in templates(value):
+                made = pod(template["spec"], OWNERS[value["kind"]], owner=f"{value['metadata']['name']}-1")
+                assert refusal("zhllama-secrets", object=made, params=listed) == "", name
+                looked_at += 1
+    assert looked_at > 5
+
+
+# --- network policies -------------------------------------------------------------------------------------------------
+
+
+def by(account: str, operation: str, old: Object | None = None, new: Object | None = None) -> str:
+    request = {"operation": operation, "namespace": "zhllama", "userInfo": {"username": account}}
+    return refusal("zhllama-policies", request=request, object=new, oldObject=old)
+
+
+ACCOUNT = "system:serviceaccount:zhllama:pipeline-runner"
+
+
+def of_ours() -> list[Object]:
+    job = render.training_job(sizes.load("7b"), "lora", model="s3://team/m", dataset="s3://team/d", store="s3://team/s")
+    return [network_policy(job), model_server(sizes.load("7b")).network_policy()]
+
+
+def test_an_account_makes_and_deletes_the_policies_of_jobs_and_servers():
+    for policy in of_ours():
+        assert by(ACCOUNT, "CREATE", new=policy) == ""
+        assert by(ACCOUNT, "UPDATE", policy, policy) == ""
+        assert by(ACCOUNT, "DELETE", policy) == ""
+
+
+def test_no_account_of_the_namespace_touches_another_policy(cluster: list[Object]):
+    opening = {"spec": {"podSelector": {}, "egress": [{}], "policyTypes": ["Egress"]}}
+    every = {"spec": {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "zhllama-serving"}}}}
+    others = [*of_kind(cluster, "NetworkPolicy").values(), opening, every]
+    for policy in others:
+        for operation, old, new in (
+            ("CREATE", None, policy),
+            ("UPDATE", policy, of_ours()[0]),
+            ("DELETE", policy, None),
+        ):
+            assert "of a training job or of a served model alone" in by(ACCOUNT, operation, old, new)
+        assert "alone" in by(ACCOUNT, "UPDATE", of_ours()[0], policy)
+        # who applies the base, and the collector that follows a job's deletion
+        for account in ("jane", "system:serviceaccount:kube-system:generic-garbage-collector"):
+            assert by(account, "DELETE", policy) == ""
+
+
+# --- where ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlay", ["overlays/cluster", "dev"])
+def test_they_are_the_clusters_and_hold_where_the_label_is(overlay):
+    objects = build(overlay)
+    labels = of_kind(objects, "Namespace")["zhllama"]["metadata"]["labels"]
+    found = [one for one in objects if one["kind"].startswith("ValidatingAdmissionPolicy")]
+    assert len(found) == 4
+    for one in found:
+        assert "namespace" not in one["metadata"]
+        if one["kind"].endswith("Binding"):
+            chosen = one["spec"]["matchResources"]["namespaceSelector"]["matchLabels"]
+            assert chosen.items() <= labels.items()
+
+
+def test_the_standard_that_is_enforced_has_a_version(cluster: list[Object]):
+    labels = of_kind(cluster, "Namespace")["zhllama"]["metadata"]["labels"]
+    assert re.fullmatch(r"v1\.\d+", labels["pod-security.kubernetes.io/enforce-version"])
+
+
+def test_the_component_says_where_it_is_not_for():
+    assert "NOT for" in Path(FOLDER / "kustomization.yaml").read_text(encoding="utf-8")
