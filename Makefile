@@ -87,14 +87,8 @@ compat: venv $(GGUF)  ## what other programs make of our files, and we of theirs
 soak: venv  ## hundreds of seeded runs with faults: ONLY="storage" chooses, SEEDS=0:500; of the gateway SOAK_SECONDS=600
 	SOAK_SECONDS=$(SOAK_SECONDS) $(BIN)/python -m tests.soak --seeds $(SEEDS) $(ONLY)
 
-FUZZ := $(VENV)/.fuzz
-
-fuzz: $(FUZZ) $(WITH_GGUF)  ## readers, and the gateway, against what programs make up: ONLY="gateway manifest", MINUTES=3 each, TRIES=10000
+fuzz: venv $(WITH_GGUF)  ## readers, and the gateway, against what programs make up: ONLY="gateway manifest", MINUTES=3 each, TRIES=10000
 	$(BIN)/python -m tests.fuzz --tries $(TRIES) --minutes $(MINUTES) $(ONLY)
-
-$(FUZZ): $(INSTALLED)
-	$(PIP) install -q -c constraints.txt -e '.[fuzz]'
-	@touch $@
 
 lint: venv  ## format, lint, who may import whom, Dockerfiles, workflows, as CI checks them
 	$(BIN)/ruff format --check .

@@ -206,13 +206,14 @@ def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
 
 def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
     """InputError where llama.cpp gives other ids than training, for text and for a question."""
+    import jinja2
     import llama_cpp
 
     mend = "export the model again; with tied scores (--scores zero) no engine can agree"
     try:
         opened = llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)
-    except ValueError as error:
-        raise InputError(f"{where}: llama.cpp does not read it; export or fetch it again") from error
+    except (ValueError, jinja2.TemplateError, RecursionError) as error:
+        raise InputError(f"{where}: llama.cpp does not read it ({error}); export or fetch it again") from error
     with closing(opened) as model:
         for line in LINES:
             # an empty text is BOS alone; llama.cpp's own binding cannot be asked for it
