@@ -19,7 +19,7 @@ from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, s3
 from zhllama.storage.addresses import below, is_s3, split_s3
 from zhllama.storage.parallel import RoomOfThread, connections
-from zhllama.storage.s3_errors import REFUSED, RIGHTS, kind_behind, server_code
+from zhllama.storage.s3_errors import REFUSED, RIGHTS, kind_behind, require_tag, server_code
 from zhllama.storage.s3_session import current_session
 
 log = logging.getLogger("storage")
@@ -179,7 +179,9 @@ class Upload:
         parts = [self._sent[number] for number in sorted(self._sent)]
         upload = {"UploadId": self._id, "MultipartUpload": {"Parts": parts}}
         try:
-            s3.call(self.uri, "complete_multipart_upload", Key=self._key, **upload)
+            answer = s3.call(self.uri, "complete_multipart_upload", Key=self._key, **upload)
+            # a login page says 200 to it too
+            require_tag(current_session().client.meta.endpoint_url, answer)
         except (StorageFault, FileNotFoundError, InputError) as error:
             if self.there and (kind_behind(error) is REFUSED or server_code(error).startswith("InvalidPart")):
                 self._drop(error)

@@ -230,6 +230,20 @@ def test_a_login_page_that_says_200_to_everything_is_no_store(vendor, s3_store):
             CALLS[call](f"{s3_store}/a")
 
 
+def test_a_login_page_in_place_of_a_completion_is_none(vendor, s3_store):
+    def answer(method: str, path: str) -> Answer:
+        if method == "POST":
+            begun = "uploads" in path
+            return Answer(200, "<R><UploadId>u</UploadId></R>" if begun else "<html><title>Log in</title></html>")
+        return Answer(200, "", (("ETag", '"1"'),)) if method == "PUT" else Answer(200, "<R></R>")
+
+    vendor(answer)
+    upload = multipart.Upload(f"{s3_store}/a")
+    upload.put(1, b"1")
+    with pytest.raises(InputError, match="what answers there is no S3 server"):
+        upload.complete()
+
+
 def test_a_port_that_wants_TLS_says_so(vendor, s3_store):
     vendor(Answer(400, "Client sent an HTTP request to an HTTPS server."))
     with pytest.raises(InputError, match="speaks https only; write https://127"):
