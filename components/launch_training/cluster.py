@@ -108,7 +108,7 @@ class Cluster:
             S3Network.at(job.environment.get("ZHLLAMA_S3_ENDPOINT", "")),
         )
         # of another job of this name, deleted and made again, one may still be there
-        body["metadata"]["name"] = f"{job.name}-{metadata['uid'][:8]}"
+        body["metadata"]["name"] = f"{job.name}-{hashlib.sha256(metadata['uid'].encode()).hexdigest()[:8]}"
         create = self._policies.create_namespaced_network_policy
         try:
             call(plain, call=create, namespace=job.namespace, body=body)

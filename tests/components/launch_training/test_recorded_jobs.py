@@ -166,7 +166,7 @@ def test_a_namespace_that_goes_is_a_fault(cluster, launch):
 FULL = "quota/count-pytorchjobs"
 
 
-@pytest.mark.parametrize("place", ["pytorchjobs", "networkpolicies"])
+@pytest.mark.parametrize("place", ["pytorchjobs"])
 def test_a_quota_without_room_is_waited_for_and_said_once_a_minute(cluster, launch, caplog, monkeypatch, place):
     clock = Clock()
     monkeypatch.setattr("components.launch_training.cluster_job.time", clock)
