@@ -196,7 +196,7 @@ def test_defaults_of_every_size_are_taken():
 TOGETHER = (
     {"text": "s3://b/zh", "instructions": "s3://b/items", "instructions_validation": "s3://b/more"},
     {"text": "s3://b/zh", "text_validation": "s3://b/held-out", "evaluation": "s3://b/e"},
-    {"import_instructions": "s3://b/public", "generate_seeds": "s3://b/seeds", "run_pretraining": "false"},
+    {"import_instructions": "s3://b/public", "text": "s3://b/zh", "generate_items": "5"},
     {"generate_base_url": "http://m/v1", "generate_model": "m", "generate_items": "0", "generate_max_cost": "2",
      "generate_price_prompt": "1", "generate_price_answer": "2"},
     {"generate_base_url": "http://m/v1", "generate_model": "m", "generate_items": "0", "generate_max_tokens": "9"},
