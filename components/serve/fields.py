@@ -49,7 +49,7 @@ FLAG: Schema = {"type": "boolean", "description": "true or false"}
 ANY: Schema = {"description": "anything"}
 OBJECT: Schema = {
     "type": "object",
-    "description": f"an object, of {LONGEST_TEXT:,} characters and {DEEPEST} levels at most",
+    "description": f"an object, of {LONGEST_TEXT:,} characters and {DEEPEST} levels at most, what it repeats counted",
 }
 IDS = several(whole(0, 2**31), 4_096, "ids")
 WORDS = several(text(LONGEST_TEXT), 1_024, "texts")
@@ -199,6 +199,9 @@ def fits(value: Any, schema: Schema) -> bool:
     return True
 
 
+_REPEAT = ("minLength", "maxLength", "minItems", "maxItems")
+
+
 def _is_small(value: Any) -> bool:
     """Whether a value of no fixed form (a JSON schema, say) may be handed on, counted as it is walked."""
     left, level = LONGEST_TEXT, [value]
@@ -210,6 +213,8 @@ def _is_small(value: Any) -> bool:
                 return False
             if isinstance(one, dict):
                 left -= sum(map(len, one))
+                # engines write a repetition out
+                left -= sum(most for name in _REPEAT if isinstance(most := one.get(name), int | float) and most > 0)
                 found += one.values()
             elif isinstance(one, list):
                 found += one

@@ -5,9 +5,15 @@ what is not there, which ends the process. Here it is a 4xx before an answer beg
 a JSON schema is an error of that request.
 """
 
+from itertools import accumulate
 from typing import Any
 
 from components.serve.unix_socket import listen_on_socket
+
+DEEPEST = 2_000
+"""Brackets within brackets, in a grammar."""
+LONGEST_REPETITION = 2**18
+"""Characters that a schema's repetition (minLength, minItems, a pattern's {n}) may become in a grammar."""
 
 
 def readable(grammar: str | None) -> str | None:
@@ -16,8 +22,14 @@ def readable(grammar: str | None) -> str | None:
     from fastapi import HTTPException
 
     if grammar is not None:
+        # it reads brackets within brackets by recursion: twenty thousand are the end of its stack
+        deepest = max(accumulate((one == "(") - (one == ")") for one in grammar), default=0)
         # C's texts end at a NUL
-        sampler = None if "\0" in grammar else llama_cpp.llama_sampler_init_grammar(None, grammar.encode(), b"root")
+        sampler = (
+            None
+            if "\0" in grammar or deepest > DEEPEST
+            else llama_cpp.llama_sampler_init_grammar(None, grammar.encode(), b"root")
+        )
         if not sampler:
             raise HTTPException(400, "llama.cpp cannot read this grammar")
         llama_cpp.llama_sampler_free(sampler)
@@ -27,6 +39,7 @@ def readable(grammar: str | None) -> str | None:
 def mend() -> None:
     """Before llama_cpp.server.app is imported, which takes the forms of requests from `types`."""
     import llama_cpp.server.types as types
+    from llama_cpp import llama_grammar
     from llama_cpp._internals import LlamaSampler
     from pydantic import field_validator
 
@@ -41,6 +54,16 @@ def mend() -> None:
         add(self, model, grammar)
 
     setattr(LlamaSampler, "add_grammar", add_readable)  # noqa: B010 - to mypy a method is no variable
+
+    # one that says a billion is written out, in all the memory there is
+    repeat = llama_grammar._build_repetition
+
+    def repeat_some(item: str, least: int, most: int | None, **more: Any) -> Any:
+        if len(item) * max(least, most or 0) > LONGEST_REPETITION:
+            raise ValueError("the schema asks for too long a repetition")
+        return repeat(item, least, most, **more)
+
+    llama_grammar._build_repetition = repeat_some
 
 
 if __name__ == "__main__":

@@ -71,7 +71,17 @@ def test_it_streams_and_counts_and_is_checked_as_any_model(client: openai.OpenAI
     assert "zhllama_requests_total" in httpx2.get(f"{address}/metrics").text
 
 
-GRAMMARS = ("root ::= (((", "root ::= undefined", 'x ::= "a"', 'root ::= root "a"', "\0", "", "root ::= [", "中文")
+GRAMMARS = (
+    "root ::= (((",
+    "root ::= undefined",
+    'x ::= "a"',
+    'root ::= root "a"',
+    "\0",
+    "",
+    "root ::= [",
+    "中文",
+    f'root ::= {"(" * 20_000}"a"{")" * 20_000}',
+)
 
 
 def refused(client: openai.OpenAI, **more: Any) -> str:
@@ -91,6 +101,13 @@ def test_a_grammar_that_cannot_be_read_is_refused_and_one_that_can_is_followed(c
             assert "cannot read this grammar" in refused(client, extra_body={"grammar": grammar})
     with pytest.raises(openai.BadRequestError, match="cannot read this grammar"):
         client.completions.create(model="zhllama", prompt="x", max_tokens=4, extra_body={"grammar": GRAMMARS[0]})
+    for schema in ({"type": "string", "minLength": 10**9}, {"type": "array", "items": {}, "maxItems": 10**9}):
+        assert "response_format must be" in refused(client, extra_body={"response_format": {"schema": schema}})
+    # its pattern is as if it were not there
+    endless = {"type": "json_object", "schema": {"type": "string", "pattern": "^((a{1000}){1000}){1000}$"}}
+    client.chat.completions.create(
+        model="zhllama", messages=QUESTION, max_tokens=4, extra_body={"response_format": endless}
+    )
     followed: Any = client.chat.completions.create(
         model="zhllama", messages=QUESTION, max_tokens=8, extra_body={"grammar": 'root ::= "abc"'}
     )
