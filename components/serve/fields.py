@@ -204,7 +204,8 @@ _REPEAT = ("minLength", "maxLength", "minItems", "maxItems")
 
 def _is_small(value: Any) -> bool:
     """Whether a value of no fixed form (a JSON schema, say) may be handed on, counted as it is walked."""
-    left, level = LONGEST_TEXT, [value]
+    left: float = LONGEST_TEXT
+    level = [value]
     for _ in range(DEEPEST):
         found: list[Any] = []
         for one in level:

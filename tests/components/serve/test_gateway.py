@@ -294,6 +294,8 @@ def test_whatever_is_asked_is_in_order_or_a_4xx(llama_tokenizer: bytes, asked: d
         ({"response_format": {"type": "json_object", "schema": {"enum": ["x" * 100_000]}}}, "an object, of 65,536"),
         ({"response_format": {"schema": {"enum": list(range(100_000))}}}, "an object, of 65,536"),
         ({"response_format": json.loads('{"x":' * 40 + "1" + "}" * 40)}, "32 levels"),
+        ({"response_format": {"schema": {"type": "string", "minLength": 10**9}}}, "what it repeats counted"),
+        ({"response_format": {"schema": {"items": {"maxItems": 1e9}}}}, "what it repeats counted"),
         ({"temperature": 10**4_000}, "temperature must be"),
         ({"max_tokens": 10**4_000}, "max_tokens must be"),
         ({"seed": 2**64}, "seed must be"),
