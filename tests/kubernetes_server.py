@@ -102,6 +102,8 @@ class KubernetesServer:
         self.changed = threading.Condition()
         self.closing = False
         self._version = 0
+        self._gone: set[str] = set()
+        """Uids of what was here: what comes later and names no other owner is collected."""
         self._forgotten = 0
         self._dry = False
         self._events: list[tuple[int, str, str, dict[str, Any], dict[str, Any] | None]] = []
@@ -221,6 +223,7 @@ class KubernetesServer:
         """An object goes, if it is there, and nothing else."""
         with self.changed:
             if path in self.objects:
+                self._gone.add(self.objects[path]["metadata"].get("uid", ""))
                 self._emit(path, "DELETED", self.objects.pop(path))
                 self._shown.pop(path, None)
 
@@ -265,7 +268,10 @@ class KubernetesServer:
             self.objects[path] = made
             self._emit(path, "ADDED", made)
             answer = _copy(made)
-            if not self._dry:
+            owners = {owner["uid"] for owner in made["metadata"].get("ownerReferences", ())}
+            if owners and owners <= self._gone:
+                self.remove(path)
+            elif not self._dry:
                 self._created(_copy(answer))
         return 201, answer
 

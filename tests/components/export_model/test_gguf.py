@@ -375,7 +375,8 @@ def test_room_is_asked_for_before_a_weight_is_read(tmp_path, model, monkeypatch)
     monkeypatch.setattr(gguf_export, "write_gguf", lambda *_: pytest.fail("a weight was read"))
     with pytest.raises(InputError, match=r"--store .* will be needed and 1\.0 kB are free"):
         export(tmp_path / "store", model)
-    monkeypatch.setattr(gguf_export, "require_space", lambda uri, need, what: None if "store" in what else refuse(what))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(gguf_export, "require_space", lambda uri, need, what: refuse(what))
     with pytest.raises(InputError, match="TMPDIR, where llama"):
         export(tmp_path / "store", model, "q8_0")
 

@@ -202,9 +202,8 @@ def test_a_page_in_place_of_every_answer_ends_no_cancel(cluster, caplog):
     cluster.fault = lambda method, path: Fault(recorded={"status": 200, "text": "<html>"})
     deletion = cancel.Deletion(Cluster(PYTORCHJOB), "team", "zhllama.io/run=r")
     deletion.delete("r", "a-uid")
-    deletion.delete_policy("r")
     deletion.delete_all()
-    assert ["200 OK, but no JSON (<html>)" in line for line in caplog.messages] == [True] * 3
+    assert ["200 OK, but no JSON (<html>)" in line for line in caplog.messages] == [True] * 2
 
 
 def test_ctrl_c_is_a_cancel_too(cluster, command):
@@ -246,7 +245,7 @@ def orphan(cluster, command):
     def leave(backend: str) -> None:
         cluster.on_create = lambda job: run(cluster, job)
         process = command("--backend", backend, "--run-id", "run-8")
-        cluster.until(lambda: asked(cluster, "WATCH", "/pods") and cluster.jobs)
+        cluster.until(lambda: asked(cluster, "WATCH", "/pods") and policed(cluster))
         process.kill()
         process.communicate()
         assert list(cluster.jobs) == policed(cluster) == ["run-8-lora-a1"]

@@ -592,8 +592,10 @@ def test_in_a_pipeline_the_runs_workflow_owns_the_job(cluster, launch, monkeypat
     cluster.before_create = lambda thing: seen.append((thing["kind"], thing["metadata"].get("ownerReferences")))
     cluster.on_create = succeed(cluster)
     launch()
-    owners = [owners for kind, owners in seen if kind in ("PyTorchJob", "NetworkPolicy")]
-    assert owners == 2 * [[{**workflow, "controller": False, "blockOwnerDeletion": False}]]
+    own = {"controller": False, "blockOwnerDeletion": False}
+    assert [owners for kind, owners in seen if kind == "PyTorchJob"] == [[workflow | own]]
+    (job,) = [owner for kind, owners in seen if kind == "NetworkPolicy" for owner in owners]
+    assert (job["kind"], job["name"]) == ("PyTorchJob", "run-7-lora-a1")
 
 
 def step_pod(cluster, name: str, *owners: dict[str, object]) -> None:
