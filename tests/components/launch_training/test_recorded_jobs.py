@@ -302,7 +302,7 @@ def launch_in_thread(launch):
 def test_a_job_that_is_too_large_is_refused_once(cluster, launch):
     """Of all 500s this one stays."""
     cluster.fault = only("POST", "pytorchjobs", "large/etcd")
-    with pytest.raises(InputError, match="500 etcdserver: request is too large; shorten .*labels, annotations"):
+    with pytest.raises(InputError, match=r"500 etcdserver: request is too large; shorten .*labels, annotations"):
         launch()
     assert cluster.posts() == 1
 
