@@ -186,11 +186,11 @@ def test_a_compiled_pipeline_has_what_it_was_told_where_kfp_takes_no_parameter(t
         (["--digests", "/none"], "--digests /none: it cannot be read"),
         (
             ["--registry", "https://r.example.com/team"],
-            "--registry: 'https://r.example.com/team' is no registry; write a host and a path",
+            "registry: 'https://r.example.com/team' is no registry; write a host and a path",
         ),
-        (["--registry", "r.example.com/Team"], "--registry: 'r.example.com/Team' is no registry"),
-        (["--registry", "Reg/x"], "--registry: 'Reg/x' is no registry; write a host and a path in lower case"),
-        (["--tag", "1.0+cpu"], "--tag: '1.0+cpu' is no tag: letters, digits, _ . and - are allowed"),
+        (["--registry", "r.example.com/Team"], "registry: 'r.example.com/Team' is no registry"),
+        (["--registry", "Reg/x"], "registry: 'Reg/x' is no registry; write a host and a path in lower case"),
+        (["--tag", "1.0+cpu"], "tag: '1.0+cpu' is no tag: letters, digits, _ . and - are allowed"),
     ],
 )
 def test_what_a_cluster_would_refuse_is_refused_before_it_is_compiled(tmp_path, words, message):

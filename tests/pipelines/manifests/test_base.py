@@ -36,13 +36,21 @@ def test_it_is_the_overlay_in_another_namespace_with_other_images(words, overlay
         "metadata": {"name": "namespace", "namespace": "team"},
         "setRoleBindingSubjects": "allServiceAccounts",
     }
+    # kustomize takes kinds that it does not know for a namespace's
+    of_the_cluster = {
+        "apiVersion": "builtin",
+        "kind": "PatchTransformer",
+        "metadata": {"name": "of-the-cluster"},
+        "target": {"kind": "ValidatingAdmissionPolicy.*"},
+        "patch": yaml.safe_dump([{"op": "remove", "path": "/metadata/namespace"}]),
+    }
     image = {"name": "zhllama-launch-training", "newName": "r.example.com/t/zhllama-launch-training", "newTag": "2"}
     awake = [{"op": "replace", "path": "/spec/suspend", "value": False}]
     wanted = by_kubectl(
         tmp_path,
         resources=[os.path.relpath(K8S / "overlays" / overlay, tmp_path)],
         namespace="team",
-        transformers=[yaml.safe_dump(transformer)],
+        transformers=[yaml.safe_dump(one) for one in (transformer, of_the_cluster)],
         images=[image],
         patches=[{"target": {"kind": "CronJob", "name": "zhllama-reaper"}, "patch": yaml.safe_dump(awake)}],
     )

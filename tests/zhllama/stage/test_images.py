@@ -77,5 +77,5 @@ def test_registries_and_tags_are_what_an_image_can_be_pulled_from():
         "a//b",
         ".",
     ):
-        with pytest.raises(InputError, match=r"--registry .*: write a host and a path in lower case"):
+        with pytest.raises(InputError, match=r"--registry: .* is no registry; write a host and a path in lower case"):
             images.check_place(registry, "")

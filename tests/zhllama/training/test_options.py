@@ -33,7 +33,7 @@ PATHS = {"store": "s", "model": "m", "dataset": "d"}
         ({"peak_tflops": -1.0}, "--peak-tflops -1.0"),
         ({"save_steps": -1}, "--save-steps -1"),
         ({"seed": -1}, "--seed -1"),
-        ({"seed": 2**32}, "--seed 4294967296: a number below 4294967296"),
+        ({"seed": 2**32}, "--seed 4294967296: a number from 0 to 4294967295 is needed"),
         ({"deepspeed": "zero9"}, "--deepspeed zero9: no such file; give a JSON file, zero2, zero2_offload"),
     ],
 )
