@@ -2,6 +2,7 @@
 
 import signal
 import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -143,7 +144,9 @@ def test_of_two_jobs_that_were_made_at_once_the_older_stays(cluster, command):
     def meanwhile(method, path):
         ours = cluster.jobs.get("run-2-lora-a1")
         if method == "GET" and path.endswith("/pytorchjobs") and ours and "run-0-lora-a1" not in cluster.jobs:
-            told = {"name": "run-0-lora-a1", "uid": "uid-0", "creationTimestamp": "2020-01-01T00:00:00Z"}
+            before = datetime.fromisoformat(ours["metadata"]["creationTimestamp"]) - timedelta(seconds=1)
+            made = before.strftime("%Y-%m-%dT%H:%M:%SZ")
+            told = {"name": "run-0-lora-a1", "uid": "uid-0", "creationTimestamp": made}
             labels = {**ours["metadata"]["labels"], "zhllama.io/run": "run-0"}
             cluster.put(
                 f"{ROOTS['PyTorchJob']}/run-0-lora-a1",
