@@ -100,7 +100,6 @@ def plan(given: argparse.Namespace) -> None:
 
 
 def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest", kinds: "list[Gpu]") -> None:
-
     from pipelines.planner import estimate, remedies, table
 
     plans = [estimate.plan(stage, request) for stage in stages]
@@ -133,7 +132,6 @@ def _train(stages: list[str], given: argparse.Namespace, request: "PlanRequest",
 
 
 def _serve(given: argparse.Namespace, request: "PlanRequest") -> None:
-
     from pipelines.planner import estimate, table
 
     made = estimate.serving_plan(request, given.context, given.concurrency, given.gpus_per_node)

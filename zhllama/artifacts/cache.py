@@ -1,8 +1,8 @@
 """Artifacts as folders on this machine: the root itself where it is one, else a copy in the node's cache.
 
 The cache is its user's alone. What it holds was verified when it was fetched, and at each opening the files' stamps
-(size, inode, times) are held against those noted then: one call a file, 30 µs for ten. What was written to since is
-compared by its digest (a second for 1.5 GB) and fetched again where it differs.
+(size, inode, times) are held against those noted then: one call a file. What was written to since is compared by its
+digest, and fetched again where it differs.
 """
 
 import fcntl
