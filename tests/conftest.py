@@ -3,6 +3,7 @@
 import ast
 import itertools
 import os
+import shutil
 import signal
 import socketserver
 import sysconfig
@@ -56,6 +57,13 @@ def s3_store(s3_server: LocalS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("ZHLLAMA_CACHE", str(tmp_path / "cache"))
     storage.forget_client()
     return f"s3://tests/{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with 1,000 bytes free, for whoever asks."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
 
 
 @pytest.fixture(params=["folder", "s3"])

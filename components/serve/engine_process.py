@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
@@ -22,6 +22,7 @@ from components.serve.engines import Engine
 from components.serve.unix_socket import UDS
 from zhllama.retries import with_retries
 from zhllama.stage.child_processes import die_with_parent
+from zhllama.storage.private import temporary_folder
 
 log = logging.getLogger("engine")
 
@@ -59,8 +60,8 @@ class EngineProcess:
     def __enter__(self) -> Self:
         short = len(tempfile.gettempdir()) <= _LONGEST_FOLDER
         # 0700: its owner's alone
-        self._folder = tempfile.TemporaryDirectory(prefix="zhllama-engine-", dir=None if short else "/tmp")
-        self.socket = str(Path(self._folder.name) / "socket")
+        self._held = ExitStack()
+        self.socket = str(Path(self._held.enter_context(temporary_folder("" if short else "/tmp")), "socket"))
         self._start()
         return self
 
@@ -180,4 +181,4 @@ class EngineProcess:
             self._process.kill()
             self._process.wait()
         self._reader.join(STOP_SECONDS)
-        self._folder.cleanup()
+        self._held.close()

@@ -78,11 +78,12 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def temporary_folder() -> Iterator[str]:
-    """A folder below TMPDIR, gone with the block: after an error and a signal too. What a killed process left goes when
-    the next one of this user makes a folder: whoever is alive holds a lock on its own."""
-    _remove_left(Path(tempfile.gettempdir()))
-    folder = tempfile.mkdtemp(prefix=TEMPORARY)
+def temporary_folder(place: str = "") -> Iterator[str]:
+    """A folder below TMPDIR, or below `place`, gone with the block: after an error and a signal too. What a killed
+    process left goes when the next one of this user makes a folder: whoever is alive holds a lock on its own."""
+    place = place or tempfile.gettempdir()
+    _remove_left(Path(place))
+    folder = tempfile.mkdtemp(prefix=TEMPORARY, dir=place)
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with suppress(OSError):

@@ -338,9 +338,7 @@ def test_a_shard_that_changed_in_the_store_is_found(tmp_path, tiny_meta):
         convert(tmp_path / "store", manifest.reference)
 
 
-def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_meta, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_meta, full_disk):
     with pytest.raises(InputError, match=r"--store .* will be needed and 1\.0 kB are free"):
         convert(tmp_path / "store", tiny_meta)
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []

@@ -229,9 +229,7 @@ def test_padding_that_is_eos_comes_back(tmp_path, chatml_model):
     assert json.loads(open_artifact(back.reference).read("config.json"))["pad_token_id"] == 801
 
 
-def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_model, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_model, full_disk):
     with pytest.raises(InputError, match=r"--store .* will be needed and 1\.0 kB are free"):
         export(tmp_path / "store", tiny_model)
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []

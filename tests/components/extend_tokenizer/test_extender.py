@@ -399,9 +399,7 @@ def test_the_chat_template_of_the_base_is_kept(tmp_path, tiny_model, own, why):
     assert made.manifest.facts["chat_template"] == why
 
 
-def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_model, chinese, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_model, chinese, full_disk):
     with pytest.raises(InputError, match=r"--store .* will be needed and 1\.0 kB are free"):
         extend(tmp_path / "store", tiny_model, chinese)
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []

@@ -522,9 +522,7 @@ def test_a_small_file_that_does_not_end_is_given_up(tmp_path):
         read(StoredSource(str(tmp_path)), "params.json")
 
 
-def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_meta, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_meta, full_disk):
     with pytest.raises(InputError, match=r"--store .* will be needed and 1\.0 kB are free"):
         fetch(tmp_path / "store", tiny_meta)
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []

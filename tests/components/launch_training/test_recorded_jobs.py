@@ -220,6 +220,7 @@ def test_a_job_that_cannot_be_made_leaves_no_policy(cluster, launch, monkeypatch
 def test_a_webhook_that_is_away_is_said_at_its_first_failure_and_then_once_a_minute(caplog, monkeypatch):
     clock = Clock()
     monkeypatch.setattr("tenacity.time.monotonic", clock.monotonic, raising=False)
+    monkeypatch.setattr("zhllama.kubernetes.api.LONGEST_WAIT", 0.01)
     error = ApiException(500)
     error.body = json.dumps(answered("webhook/no-endpoints-pytorchjob")["body"])
     tries = iter(range(14))

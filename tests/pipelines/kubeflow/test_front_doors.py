@@ -3,14 +3,14 @@ taken for the API, every command says so at once, with what to set, and nothing 
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipelines.kubeflow import connection
 from pipelines.kubeflow.client import Kubeflow
-from tests.pipelines.kubeflow.fake_kfp import API, FakeKfp, fake_kfp
+from tests.pipelines.kubeflow.fake_kfp import API, FakeKfp
 from zhllama.errors import InputError, StorageFault
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,19 +51,7 @@ FRONT_DOORS = {
 doors = pytest.mark.parametrize(("door", "words"), FRONT_DOORS.values(), ids=FRONT_DOORS)
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
-    for name in ("ZHLLAMA_KFP_TOKEN", "ZHLLAMA_KFP_TOKEN_FILE", "KUBERNETES_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(connection, "PATIENCE", 0.2)
-    monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[FakeKfp]:
-    with fake_kfp() as started:
-        yield started
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 @pytest.fixture

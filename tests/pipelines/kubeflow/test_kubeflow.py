@@ -7,39 +7,24 @@ import ssl
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from kfp import dsl
 
 from pipelines.cli.runs import _follow
-from pipelines.kubeflow import client, connection
+from pipelines.kubeflow import client
 from pipelines.kubeflow.answers import Server, cause
 from pipelines.kubeflow.client import Kubeflow, connected, known_address
-from tests.pipelines.kubeflow.fake_kfp import FakeKfp, fake_kfp, recorded, task
+from tests.pipelines.kubeflow.fake_kfp import FakeKfp, recorded, task
 from zhllama.errors import InputError, StorageFault
 
 ROOT = Path(__file__).resolve().parents[3]
 ASKED = {"pipeline": "adapt", "run_name": "mine", "experiment": "zhllama"}
 
 
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    proxies = [word for name in ("http_proxy", "https_proxy", "no_proxy") for word in (name, name.upper())]
-    certificates = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-    monkeypatch.setenv("KUBECONFIG", "/nonexistent")
-    for name in ("ZHLLAMA_KFP_TOKEN", "ZHLLAMA_KFP_TOKEN_FILE", "KUBERNETES_SERVICE_HOST", *proxies, *certificates):
-        monkeypatch.delenv(name, raising=False)
-    # what is asked again is asked again at once
-    monkeypatch.setattr(connection, "PATIENCE", 0.2)
-    monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
-
-
-@pytest.fixture
-def server() -> Iterator[FakeKfp]:
-    with fake_kfp() as started:
-        yield started
+pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.kubeflow.workflow import Unreadable, last_line, last_words, nodes_of, steps_of
 from tests.kubernetes_server import KubernetesServer
-from tests.pipelines.kubeflow.fake_kfp import FakeKfp, fake_kfp, recorded
+from tests.pipelines.kubeflow.fake_kfp import FakeKfp, recorded
 from zhllama.kubernetes.pod_state import pending_reason
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,12 +32,6 @@ TITLES = {
 """What the recorded flat pipeline called its tasks."""
 OF_THE_FLAT_PIPELINE = ("cancelled", "flat-again-reused", "flat-succeeded")
 RESOLVED = 'failed to resolve input parameters: parameter "max_positions" not found in executor input'
-
-
-@pytest.fixture
-def server() -> Iterator[FakeKfp]:
-    with fake_kfp() as started:
-        yield started
 
 
 @pytest.fixture
