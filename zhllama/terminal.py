@@ -25,8 +25,10 @@ def visible(text: str) -> str:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """Prints a line that others had a hand in."""
-    print(visible(text), file=file or sys.stdout, flush=True)
+    """Prints a line that others had a hand in, in one write: `print` takes two, and a thread's line comes between."""
+    file = file or sys.stdout
+    file.write(visible(text) + "\n")
+    file.flush()
 
 
 class VisibleText(io.TextIOWrapper):

@@ -25,7 +25,7 @@ from zhllama.kubernetes.api import plain
 from zhllama.kubernetes.job_kinds import JobKind
 from zhllama.kubernetes.pod_state import containers, crash
 from zhllama.stage.log import mask
-from zhllama.terminal import visible
+from zhllama.terminal import say
 
 log = logging.getLogger("launch")
 
@@ -230,7 +230,7 @@ class JobLogs:
     def say(self, line: str) -> None:
         with self._lock:
             self.kept.append(line)
-            print(visible(line), file=sys.stderr, flush=True)
+            say(line, sys.stderr)
 
     def finish(self, job_over: bool = True) -> None:
         """Waits for what the logs still have, some seconds at most. A job may be over before its containers are: they

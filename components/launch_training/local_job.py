@@ -17,7 +17,7 @@ from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_INPUT, InputError, St
 from zhllama.kubernetes.job_manifest import local_environments
 from zhllama.kubernetes.training_job import TrainingJob
 from zhllama.stage.child_processes import die_with_parent
-from zhllama.terminal import visible
+from zhllama.terminal import say
 from zhllama.training.hardware import allowed_cores
 
 log = logging.getLogger("launch")
@@ -63,7 +63,7 @@ def _follow(
     for raw in process.stdout:
         if line := raw.decode(errors="replace").rstrip():
             last = line
-            print(f"{prefix}{visible(line)}", file=sys.stderr, flush=True)
+            say(prefix + line, sys.stderr)
     code = process.wait()
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     failed: BaseException | None = StorageFault(f"the training's node {node} {how}: {last}")

@@ -1,5 +1,6 @@
 """Control characters of others: never on the terminal or in the log, in whatever they come."""
 
+import io
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.log import OneLine
-from zhllama.terminal import visible
+from zhllama.terminal import say, visible
 
 HOSTILE = "a\x1b[2Jb\x9bc\rd\x07e\u202ef\u2066g\x7fh\u2028i"
 SHOWN = r"a\u001b[2Jb\u009bc\u000dd\u0007e\u202ef\u2066g\u007fh\u2028i"
@@ -107,3 +108,14 @@ def test_on_a_terminal_our_colours_are_there_and_those_of_others_are_not():
     assert SHOWN in said
     # printed, in the table's head and cell, in the text, in the traceback and in the last line
     assert said.count(SHOWN[:10]) >= 5
+
+
+def test_a_line_is_one_write_so_that_another_threads_never_comes_into_it():
+    class Writes(io.StringIO):
+        def write(self, text: str, /) -> int:
+            given.append(text)
+            return len(text)
+
+    given: list[str] = []
+    say("step 1/2: loss 9.00", Writes())
+    assert given == ["step 1/2: loss 9.00\n"]

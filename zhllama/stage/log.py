@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from zhllama.errors import InputError
-from zhllama.terminal import visible
+from zhllama.terminal import say, visible
 
 _SECRET_NAME = re.compile(
     r"SECRET|TOKEN(?!IZ|S(_|$))|PASSWORD|API_KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE
@@ -83,7 +83,7 @@ def set_up_logging() -> None:
 def leave_last_line(line: str) -> None:
     """Prints a program's last line, and leaves it where Kubernetes shows it."""
     line = visible(mask(" ".join(line.split())))
-    print(line, file=sys.stderr, flush=True)
+    say(line, sys.stderr)
     place = os.environ.get("ZHLLAMA_TERMINATION_LOG", "/dev/termination-log")
     if os.path.exists(place) and os.access(place, os.W_OK):
         Path(place).write_text(line + "\n", encoding="utf-8", errors="backslashreplace")

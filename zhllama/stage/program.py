@@ -19,7 +19,7 @@ from typing import NoReturn
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.stage.log import leave_last_line, mask, set_up_logging
 from zhllama.stage.tls import take_secrets, trust_site
-from zhllama.terminal import VisibleText, visible
+from zhllama.terminal import VisibleText, say
 
 _MENDS = {
     errno.ENOSPC: "no space left; free some, or point --store, TMPDIR or ZHLLAMA_CACHE elsewhere",
@@ -113,7 +113,7 @@ def bounded(seconds: float, said: str) -> Iterator[None]:
 
 
 def _fault() -> NoReturn:
-    print(visible(mask(traceback.format_exc())), file=sys.stderr, flush=True)
+    say(mask(traceback.format_exc()), sys.stderr)
     kind, error, _ = sys.exc_info()
     end(EXIT_FAULT, f"fault: {kind.__name__ if kind else ''}: {error}")
 

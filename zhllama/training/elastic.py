@@ -36,7 +36,7 @@ from zhllama.kubernetes.pods import DEADLINE_VARIABLE
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.stage.log import leave_last_line, mask, set_up_logging
 from zhllama.storage.private import open_lock, temporary_folder
-from zhllama.terminal import visible
+from zhllama.terminal import say
 from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import allowed_cores
 from zhllama.training.loopback import listen_on_loopback_alone
@@ -279,7 +279,7 @@ def _in_worker(worker: Callable[[Run], None], run: Run, said: str) -> None:
         given = getattr(stopped, "code", EXIT_CANCELLED)
         os._exit(given if isinstance(given, int) else EXIT_FAULT)
     except Exception as error:  # noqa: BLE001 - the end of the process: reported whole, exit code 1
-        print(visible(mask(traceback.format_exc())), file=sys.stderr, flush=True)
+        say(mask(traceback.format_exc()), sys.stderr)
         code, line = EXIT_FAULT, f"{type(error).__name__}: {error}"[:300]
     Path(said, f"rank-{rank}").write_text(" ".join(line.split()), encoding="utf-8")
     sys.exit(code)
