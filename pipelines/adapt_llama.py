@@ -37,14 +37,11 @@ from pipelines.settings import GENERATED
 from pipelines.steps import Steps
 from zhllama import storage
 from zhllama.errors import InputError
+from zhllama.mounted_secrets import KEY_FOLDER, MODEL_FOLDER
 from zhllama.storage.private import temporary_folder
 from zhllama.training.options import EACH_RUN
 
 RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-MODEL_KEY = "OPENAI_API_KEY"
-"""In its secret, and in the step that has a model write instructions; a model of one's own may want none."""
-SERVED_KEY = {"API_KEY": "ZHLLAMA_API_KEY"}
-"""Key in the secret of a served model → variable of the step that deploys it, and tries it."""
 
 
 def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
@@ -162,7 +159,8 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         deployed = steps.add(
             "deploy", deploy, "deploy", why("deploy"), model=adapted, machine=as_json(serving_machine(told))
         )
-        kubernetes.use_secret_as_env(deployed, told["serve_secret"], SERVED_KEY)
+        # without it serve says what it needs
+        kubernetes.use_secret_as_volume(deployed, told["serve_secret"], KEY_FOLDER, optional=True)
 
 
 def _instructions(told: Configuration, steps: Steps, given: SimpleNamespace) -> Any:
@@ -178,7 +176,7 @@ def _instructions(told: Configuration, steps: Steps, given: SimpleNamespace) -> 
         "data", generate_instructions, "generate_instructions", told.reason("instructions"), store=given.store, **more
     )
     if told.shape.instructions == "generate" and told["generate_secret"]:
-        kubernetes.use_secret_as_env(made, told["generate_secret"], {MODEL_KEY: MODEL_KEY}, optional=True)
+        kubernetes.use_secret_as_volume(made, told["generate_secret"], MODEL_FOLDER, optional=True)
     return made.outputs["ref"]
 
 

@@ -25,8 +25,9 @@ from pipelines.local.placeholders import text_of
 from zhllama.kubernetes.formats import amount
 from zhllama.kubernetes.names import LABEL
 from zhllama.kubernetes.pods import USER
+from zhllama.mounted_secrets import PROXY_FOLDER, S3_FOLDER
 from zhllama.stage import images
-from zhllama.stage.tls import CA_FOLDER, PROXY_FOLDER, S3_FOLDER
+from zhllama.stage.tls import CA_FOLDER
 
 _WORK = {"cleanup": "control", "launch": "control", "deploy": "data"}
 """Kind of a step → the kind of work of which its pod is; the others are called as it is."""

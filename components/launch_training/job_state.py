@@ -108,7 +108,7 @@ def judge(job: Mapping[str, Any] | None, pods: Sequence[Mapping[str, Any]], warn
     else:
         begin = "created: its pods are starting"
     hopeless = stuck(waits[0][1]) if waits else len(pods) < nodes_of(job, whole=True) and _refused_for_good(told)
-    hopeless = hopeless or (pending == told and told.startswith("FailedMount") and "not found" in told)
+    hopeless = hopeless or (pending == told and told.startswith("FailedMount") and _ABSENT.search(told) is not None)
     reason, cause = "; ".join(filter(None, (begin, pending))), f"{ran} {without_counts(matter_of(pending))}"
     return Verdict(State.WAITING, reason, cause, bool(pending), bool(pending) and hopeless)
 
@@ -136,6 +136,8 @@ def without_counts(text: str) -> str:
 
 _REFUSED = ("FailedCreatePod", "FailedCreateService", "FailedCreate")
 _PENDING = (*_REFUSED, "FailedMount", "FailedAttachVolume", "FailedScheduling", "FailedCreatePodSandBox")
+_ABSENT = re.compile(r"not found|non-existent")
+"""Of a volume: a secret, a ConfigMap or a claim, or a key of one."""
 _KEPT = ("Unschedulable", "ErrImage", "ImagePullBackOff", "InvalidImageName", "CreateContainer")
 """Reasons of Events on the job that repeat why a pod does not start."""
 _REPEATS = re.compile(

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from zhllama.errors import InputError
 from zhllama.kubernetes.pods import mapping, tolerations
+from zhllama.mounted_secrets import KEY, KEY_FOLDER, READ
 from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
 
 EngineName = Literal["auto", "transformers", "llama.cpp", "vllm"]
@@ -113,12 +114,14 @@ class Serve(StageOptions):
         tolerations("serve: --tolerations", self.tolerations)
 
     def api_key(self) -> str:
-        """The key, from its file or the environment; empty for none. InputError for one that is easily guessed."""
+        """The key: of its file, the environment, or a mounted secret; empty for none. InputError for one that is easily
+        guessed."""
         where, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "").strip()
-        if self.api_key_file:
-            where = f"--api-key-file {self.api_key_file}"
+        mounted = Path(KEY_FOLDER, KEY)
+        if file := self.api_key_file or (str(mounted) if not key and mounted.exists() else ""):
+            where = f"--api-key-file {file}"
             try:
-                key = Path(self.api_key_file).read_text(encoding="utf-8").strip()
+                key = Path(file).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"serve: {where}: it cannot be read ({error}); give a file with the key") from error
             if not key:
@@ -128,4 +131,5 @@ class Serve(StageOptions):
                 f"serve: {where}: a key has {SHORTEST_KEY} or more ASCII characters and no blank; make one with: "
                 "openssl rand -hex 24"
             )
+        READ.add(key)
         return key

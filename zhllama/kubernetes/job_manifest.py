@@ -110,8 +110,7 @@ def job_metadata(job: TrainingJob) -> dict[str, Any]:
 
 
 def pod_template(job: TrainingJob) -> dict[str, Any]:
-    """The pod of a job's node, the same for both operators: it gets S3 by secret reference, and writes below /tmp
-    alone."""
+    """The pod of a job's node, the same for both operators: its secrets are files, and it writes below /tmp alone."""
     resources = {"cpu": job.cpu, "memory": job.memory, "ephemeral-storage": job.ephemeral_storage}
     if job.gpu_resource:
         resources[job.gpu_resource] = str(job.processes_per_node)
@@ -124,6 +123,10 @@ def pod_template(job: TrainingJob) -> dict[str, Any]:
         "env": variables(job),
         **pods.confined(resources, {"tmp": "/tmp", "shm": "/dev/shm"}, job.ca_config_map),
     }
+    secrets = pods.secret_files(job)
+    container["volumeMounts"] += [
+        {"name": volume["name"], "mountPath": folder, "readOnly": True} for folder, volume in secrets.items()
+    ]
     # Istio's sidecar would stand between the processes, and keep the pod alive after them
     of_jobs = {key: value for key, value in job.labels.items() if key not in JOB_LABELS}
     labels = {**job.pods.labels, **of_jobs, JOB_LABEL: job.name, "sidecar.istio.io/inject": "false"}
@@ -133,7 +136,9 @@ def pod_template(job: TrainingJob) -> dict[str, Any]:
         metadata["annotations"] = annotations
     user = {} if job.run_as_user is None else {"runAsUser": job.run_as_user}
     first = {"terminationGracePeriodSeconds": job.grace_seconds, **job.pods.affinity}
-    return {"metadata": metadata, "spec": pods.pod_spec(job, first, user, containers=[container])}
+    pod = pods.pod_spec(job, first, user, containers=[container])
+    pod["volumes"] += secrets.values()
+    return {"metadata": metadata, "spec": pod}
 
 
 def variables(job: TrainingJob) -> list[dict[str, Any]]:
@@ -149,7 +154,7 @@ def variables(job: TrainingJob) -> list[dict[str, Any]]:
         **job.environment,
         **job.pods.variables,
     }
-    return pods.environment(job, plain)
+    return pods.plain_variables(plain)
 
 
 # --- what its nodes see -----------------------------------------------------------------------------------------------
@@ -185,8 +190,8 @@ def trainer_environment(job: TrainingJob, node: int) -> dict[str, str]:
 
 
 def pod_environment(job: TrainingJob, node: int, api: str = "pytorchjob") -> dict[str, str]:
-    """Everything a node's container has in its environment on a cluster; secrets as `(secret NAME, key KEY)`.
-    `api`: pytorchjob or trainjob."""
+    """Everything a node's container is told on a cluster: variables, those of secrets as `(secret NAME, key KEY)`, and
+    keys that are files, as `(secret NAME, a file in FOLDER)`. `api`: pytorchjob or trainjob."""
     # an elastic job's worker 0 holds the rendezvous
     first = f"{job.name}-{'worker' if job.elastic else 'master'}-0"
     found = trainer_environment(job, node) if api == "trainjob" else operator_environment(job, node, first, PORT)
@@ -194,6 +199,10 @@ def pod_environment(job: TrainingJob, node: int, api: str = "pytorchjob") -> dic
         reference = variable.get("valueFrom", {}).get("secretKeyRef")
         secret = f"(secret {reference['name']}, key {reference['key']})" if reference else ""
         found[variable["name"]] = secret or variable["value"]
+    for folder, volume in pods.secret_files(job).items():
+        for source in (one["secret"] for one in volume["projected"]["sources"]):
+            told = f"(secret {source['name']}, a file in {folder})"
+            found = {item["key"]: told for item in source["items"]} | found
     return found
 
 

@@ -16,14 +16,13 @@ from zhllama.inference.sampling import Sampling
 from zhllama.kubernetes.names import LABEL, check_options, server_name
 from zhllama.kubernetes.network_policy import NAMESPACE, S3Network, isolated, ports
 from zhllama.kubernetes.pods import POD_PLACES, USER, confined, environment, pod_spec
+from zhllama.mounted_secrets import KEY, KEY_FOLDER
 from zhllama.stage.images import image
 from zhllama.stage.tls import BUNDLE_VARIABLE, CA_FOLDER, CA_VARIABLE, TRUSTED
 from zhllama.storage import is_s3, normalise
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
 PORT = 8000
-KEY = "API_KEY"
-"""The key of the API key's secret."""
 _ENVIRONMENT = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
@@ -75,7 +74,6 @@ GUARD, GUARD_FOLDER = "zhllama_vllm_guard", "/tmp/guard"
 leaves it."""
 WORKFLOW = "workflows.argoproj.io/workflow"
 """The label of the pods that Argo starts for a run."""
-KEY_FOLDER = "/etc/zhllama-api-key"
 
 
 @dataclass(frozen=True, kw_only=True)

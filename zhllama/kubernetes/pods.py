@@ -1,13 +1,14 @@
 """What the pods of jobs and servers have in common: who they run as and what they may, where they go, what they are
 told. Options that are mappings and lists are JSON, as KFP writes its parameters of these kinds into a command."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zhllama.artifacts.json_file import value_of
 from zhllama.errors import InputError
 from zhllama.kubernetes.formats import MOST
 from zhllama.kubernetes.names import check_value
+from zhllama.mounted_secrets import PROXY_FOLDER, S3_FOLDER
 from zhllama.stage.tls import CA_FOLDER, PROXY_KEYS
 from zhllama.storage.s3_session import PLACES, SETTINGS
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 USER = 65532
 """The uid of the images (images/base/Dockerfile)."""
 S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-"""Keys of the S3 secret that must be there; each becomes the variable of its name."""
+"""Keys of the S3 secret that must be there."""
 S3_OPTIONAL_KEYS = ("AWS_SESSION_TOKEN", *PLACES, *SETTINGS)
 """Those that may be absent, and then change nothing: every setting of docs/storage.md."""
 POD_PLACES = {
@@ -30,6 +31,8 @@ POD_PLACES = {
     "ZHLLAMA_CACHE": "/tmp/zhllama-cache",
 }
 """Where a pod writes: below /tmp, a volume, and nowhere else."""
+READABLE = 0o444
+"""Mode of a secret's files, which are root's: the pod's one uid reads them, whether it is given a group or not."""
 DEADLINE_VARIABLE = "ZHLLAMA_DEADLINE_SECONDS"
 """In a job's pods: how long the job may run (zhllama/training/elastic.py)."""
 
@@ -126,11 +129,11 @@ def confined(
 
 
 def environment(
-    of: "TrainingJob | ModelServer", plain: Mapping[str, str | dict[str, Any]], names: Mapping[str, str] | None = None
+    of: "ModelServer", plain: Mapping[str, str | dict[str, Any]], names: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
-    """A container's variables: plain ones (name → value, or where it comes from), and of the proxy's and the S3 secret,
-    key by key, those that are not among them. names: what a key's variable is called where not by the key."""
-    found = [{"name": name, "value" if isinstance(one, str) else "valueFrom": one} for name, one in plain.items()]
+    """A container's variables: plain ones, and of the proxy's and the S3 secret, key by key, those that are not among
+    them. names: what a key's variable is called where not by the key."""
+    found = plain_variables(plain)
     keys = [(of.proxy_secret, key) for key in PROXY_KEYS] + [
         (of.s3_secret, key) for key in (*S3_KEYS, *S3_OPTIONAL_KEYS)
     ]
@@ -139,3 +142,28 @@ def environment(
             reference = {"name": secret, "key": key} | ({} if key in S3_KEYS else {"optional": True})
             found.append({"name": (names or {}).get(key, key), "valueFrom": {"secretKeyRef": reference}})
     return found
+
+
+def plain_variables(plain: Mapping[str, str | dict[str, Any]]) -> list[dict[str, Any]]:
+    """name → value, or where it comes from."""
+    return [{"name": name, "value" if isinstance(one, str) else "valueFrom": one} for name, one in plain.items()]
+
+
+def secret_files(job: "TrainingJob") -> dict[str, dict[str, Any]]:
+    """Volumes with the job's secrets, by the folder where its command looks for them. Where the S3 secret is absent, or
+    one of its two keys, the pod does not start, and an Event says so; the kubelet goes on once it is there."""
+    wanted = {
+        S3_FOLDER: ("s3-secret", job.s3_secret, S3_KEYS, S3_OPTIONAL_KEYS),
+        PROXY_FOLDER: ("proxy-secret", job.proxy_secret, (), PROXY_KEYS),
+    }
+    found = {}
+    for folder, (name, secret, needed, others) in wanted.items():
+        sources = [{"secret": {"name": secret, "items": _files(needed)}}] if needed else []
+        sources.append({"secret": {"name": secret, "items": _files(others), "optional": True}})
+        if secret:
+            found[folder] = {"name": name, "projected": {"defaultMode": READABLE, "sources": sources}}
+    return found
+
+
+def _files(keys: Sequence[str]) -> Any:
+    return [{"key": key, "path": key} for key in keys]

@@ -17,7 +17,7 @@ from zhllama.stage.options import option_of
 _OPTIONS = (
     (r"serviceaccount|service account", ("service_account",)),
     (r"imagepullsecret|pull secret", ("pull_secret",)),
-    (r"\bsecret \"", ("s3_secret", "api_key_secret")),
+    (r"\bsecret \"|\bsecret key\b", ("s3_secret", "api_key_secret")),
     (r"\bconfigmap\b", ("ca_config_map",)),
     (r"\bimages?\b|registry|registries", ("training_image", "vllm_image")),
     (r"(?<!1123 )(?<!1035 )\blabels?\b", ("labels",)),

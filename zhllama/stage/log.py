@@ -1,7 +1,8 @@
 """Logging to standard error: one line a record, secrets masked.
 
-What is masked: the values of environment variables whose names say that they are secret, and in a text that a library
-logs what follows `Authorization:`, `Bearer`, `Signature=` and the like, and the password of an address.
+What is masked: the values of environment variables whose names say that they are secret, S3's mounted credentials, and
+in a text that a library logs what follows `Authorization:`, `Bearer`, `Signature=` and the like, and the password of an
+address.
 """
 
 import logging
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from zhllama.errors import InputError
+from zhllama.mounted_secrets import CREDENTIALS, READ
 from zhllama.terminal import say, visible
 
 _SECRET_NAME = re.compile(
@@ -34,7 +36,7 @@ _SECRET_TEXT = re.compile(
 
 def mask(text: str) -> str:
     """The text with every secret replaced by `***`."""
-    for name, value in os.environ.items():
+    for name, value in (*os.environ.items(), *((CREDENTIALS[1], value) for value in tuple(READ))):
         # short values would mask ordinary words ("true", a region)
         if len(value) >= 8 and _SECRET_NAME.search(name) and not os.path.exists(value):
             text = text.replace(value, "***")

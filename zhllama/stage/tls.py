@@ -1,13 +1,11 @@
 """What a site asks of every pod that reaches out of it: certificates of its own, and its proxy.
 
 The site's certificates are mounted at CA_FOLDER; a command that finds files in the folder that ZHLLAMA_CA names trusts
-them beside the public authorities. The proxy comes from a secret, as variables. Pipelines' steps get secrets as files:
-variables would stand a dozen times in a Workflow (a megabyte at most), and KFP's launcher would take our S3 keys.
+them beside the public authorities. The proxy comes from a secret (zhllama/mounted_secrets.py).
 """
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from zhllama.errors import InputError
@@ -21,16 +19,6 @@ _CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 TRUSTED = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
 """The variables by which boto3, requests, and OpenSSL and its like are told."""
 PROXY_KEYS = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
-S3_FOLDER, PROXY_FOLDER = "/etc/zhllama-s3", "/etc/zhllama-proxy"
-"""Where a step's secrets are mounted, a file a key."""
-
-
-def take_secrets(folders: Sequence[str] = (S3_FOLDER, PROXY_FOLDER)) -> None:
-    """Makes variables of the mounted secrets; one that is set stays. InputError for a file that is no text."""
-    for path in (path for folder in folders for path in sorted(Path(folder).glob("[!.]*"))):
-        text = _read(path, f"mend the secret's key {path.name}").strip()
-        if text:
-            os.environ.setdefault(path.name, text)
 
 
 def trust_site() -> None:
@@ -64,14 +52,11 @@ def _written(certificates: str, path: str = "") -> str:
 
 
 def _certificates(path: Path) -> str:
-    text = _read(path, "put certificates in PEM there")
-    if _CERTIFICATE not in text:
-        raise InputError(f"{path}: it holds no certificate; put certificates in PEM there")
-    return text
-
-
-def _read(path: Path, mend: str) -> str:
+    mend = "put certificates in PEM there"
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: it cannot be read ({error}); {mend}") from error
+    if _CERTIFICATE not in text:
+        raise InputError(f"{path}: it holds no certificate; {mend}")
+    return text

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 from zhllama.errors import InputError
+from zhllama.mounted_secrets import CREDENTIALS, credentials
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import patience
 from zhllama.storage.s3_errors import client_error, elsewhere, require_tag
@@ -48,6 +49,7 @@ class Session:
 
         # a session of its own: boto3's default one is shared by threads and keeps the first credentials it found
         core = botocore.session.Session()
+        core.get_component("credential_provider").insert_after("env", _mounted())
         session = boto3.session.Session(botocore_session=core)
         try:
             self.attempts = int(core.get_config_variable("max_attempts") or ATTEMPTS)
@@ -126,6 +128,20 @@ class Session:
     def _refuse_strangers(self, response: Any, **_: Any) -> None:
         if response is not None and (refusal := elsewhere(self.client.meta.endpoint_url, response[0])):
             raise refusal
+
+
+def _mounted() -> Any:
+    """botocore's provider of credentials from a mounted secret: variables stand over it, and it over what is left."""
+    from botocore.credentials import CredentialProvider, Credentials
+
+    class Mounted(CredentialProvider):
+        METHOD = "mounted-secret"
+
+        def load(self) -> Any:
+            found = credentials()
+            return Credentials(*map(found.get, CREDENTIALS), method=self.METHOD) if found else None
+
+    return Mounted()
 
 
 def _choice(name: str) -> str:

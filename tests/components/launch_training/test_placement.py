@@ -31,13 +31,11 @@ def test_a_job_is_placed_labelled_and_let_out_as_the_platform_asks():
     assert pod["spec"]["nodeSelector"] == {"pool": "gpu"}
     assert [one["key"] for one in pod["spec"]["tolerations"]] == ["nvidia.com/gpu", "t"]
     (container,) = pod["spec"]["containers"]
-    secrets = {
-        variable["name"]: variable["valueFrom"]["secretKeyRef"]
-        for variable in container["env"]
-        if "valueFrom" in variable
-    }
-    assert set(secrets) == {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"}
-    assert all(secret["name"] == "way-out" and secret["optional"] for secret in secrets.values())
+    assert not any("valueFrom" in variable for variable in container["env"])
+    assert {"name": "proxy-secret", "mountPath": "/etc/zhllama-proxy", "readOnly": True} in container["volumeMounts"]
+    (way_out,) = [one["projected"]["sources"] for one in pod["spec"]["volumes"] if "projected" in one]
+    items = [{"key": key, "path": key} for key in ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")]
+    assert way_out == [{"secret": {"name": "way-out", "items": items, "optional": True}}]
     assert {"name": "ZHLLAMA_CA", "value": "/etc/zhllama-ca"} in container["env"]
     assert {"name": "ca", "mountPath": "/etc/zhllama-ca", "readOnly": True} in container["volumeMounts"]
     assert {"name": "ca", "configMap": {"name": "authorities", "optional": True}} in pod["spec"]["volumes"]

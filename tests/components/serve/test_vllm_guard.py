@@ -16,7 +16,8 @@ from components.serve.check import Check, check_key
 from components.serve.local import listening, running
 from components.serve.vllm_guard import Guard
 from zhllama.errors import InputError
-from zhllama.kubernetes.model_server import GUARD, KEY, KEY_FOLDER, ModelServer
+from zhllama.kubernetes.model_server import GUARD, ModelServer
+from zhllama.mounted_secrets import KEY, KEY_FOLDER
 from zhllama.stage.command_line import parse
 
 TOKEN = "k" * 32

@@ -138,16 +138,18 @@ def test_a_job_comes_with_its_network_policy_and_goes_where_it_is_told_to():
     assert template["metadata"]["labels"]["team"] == "nlp"
     assert template["spec"]["terminationGracePeriodSeconds"] == 900
     (container,) = template["spec"]["containers"]
-    (key,) = [one["valueFrom"] for one in container["env"] if one["name"] == "AWS_SECRET_ACCESS_KEY"]
-    assert key["secretKeyRef"]["name"] == "mine"
+    mounted = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+    volumes = {one["name"]: one for one in template["spec"]["volumes"]}
+    named = {path: {one["secret"]["name"] for one in volumes[name]["projected"]["sources"]}
+             for path, name in mounted.items() if "projected" in volumes[name]}  # fmt: skip
+    assert named == {"/etc/zhllama-s3": {"mine"}, "/etc/zhllama-proxy": {"proxy"}}
     assert template["spec"]["nodeSelector"] == {"pool": "gpu"}
     assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
     assert template["spec"]["tolerations"] == [
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
         {"key": "kind", "operator": "Equal", "value": "a100"},
     ]
-    assert {volume["name"] for volume in template["spec"]["volumes"]} == {"tmp", "shm", "ca"}
-    assert "HTTPS_PROXY" in {one["name"] for one in container["env"]}
+    assert volumes.keys() == {"tmp", "shm", "ca", "s3-secret", "proxy-secret"}
     *_, s3 = policy["spec"]["egress"]
     assert s3 == {
         "to": [

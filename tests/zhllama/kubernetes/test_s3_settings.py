@@ -12,18 +12,22 @@ from typing import Any
 import pytest
 import yaml
 
+from components.launch_training.job_state import judge
 from components.launch_training.launcher import training_job
 from components.launch_training.options import LaunchTraining
 from pipelines import sizes
 from pipelines.local import s3_server as seaweed
 from pipelines.local.s3_server import LocalS3
 from pipelines.manifests.serving import model_server
+from tests import kubelet
 from tests.faulty_proxy import Fault, FaultyProxy
-from zhllama import storage
+from zhllama import mounted_secrets, storage
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.kubernetes.pods import S3_KEYS, S3_OPTIONAL_KEYS
-from zhllama.stage.tls import take_secrets, trust_site
+from zhllama.kubernetes.refusals import named_options
+from zhllama.mounted_secrets import S3_FOLDER, take_secrets
+from zhllama.stage.tls import trust_site
 from zhllama.storage.parallel import connections, patience
 from zhllama.storage.s3_session import Session
 
@@ -56,7 +60,7 @@ def empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def container_of_job(api: str) -> dict[str, Any]:
+def pod_of_job(api: str) -> dict[str, Any]:
     options = LaunchTraining(
         store="s3://bucket/s",
         stage="lora",
@@ -67,8 +71,12 @@ def container_of_job(api: str) -> dict[str, Any]:
     )
     job = job_manifest(training_job(options, "key", ("python",), 1), api)
     if api == "trainjob":
-        return job["spec"]["trainer"]
-    return job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+        (patch,) = job["spec"]["runtimePatches"]
+        (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        pod = node["template"]["spec"]["template"]["spec"]
+        return {**pod, "containers": [{**pod["containers"][0], **job["spec"]["trainer"]}]}
+    pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    return dict(pod)
 
 
 def containers_of_server() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -76,11 +84,9 @@ def containers_of_server() -> tuple[dict[str, Any], dict[str, Any]]:
     return pod["initContainers"][0], pod["containers"][0]
 
 
-PODS = {
-    "PyTorchJob": lambda: container_of_job("pytorchjob"),
-    "TrainJob": lambda: container_of_job("trainjob"),
-    "the served model's check": lambda: containers_of_server()[0],
-}
+JOBS = {"PyTorchJob": "pytorchjob", "TrainJob": "trainjob"}
+CHECK, EARLIER = "the served model's check", "a job that an earlier release made"
+EVERYWHERE = ["a step", *JOBS, CHECK, EARLIER]
 
 
 def variables(container: Mapping[str, Any], secret: Mapping[str, str]) -> dict[str, str]:
@@ -99,26 +105,31 @@ def variables(container: Mapping[str, Any], secret: Mapping[str, str]) -> dict[s
 
 
 def as_a_pod(where: str, secret: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """The process's environment as a pod's command has it when its work begins."""
+    """The process's environment and files as a pod's command has them when its work begins."""
+    for name in ("AWS_CA_BUNDLE", *secret):
+        # what the command sets of it is taken back at the end
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    mounted, told = folder / "mounted", {}
+    monkeypatch.setattr(mounted_secrets, "S3_FOLDER", str(mounted))
     if where == "a step":
-        mounted = folder / "mounted"
-        mounted.mkdir()
-        for key, value in secret.items():
-            (mounted / key).write_text(value)
-            # what the command sets of it is taken back at the end
-            monkeypatch.setenv(key, "")
-            monkeypatch.delenv(key)
-        take_secrets([str(mounted)])
+        kubelet.write(mounted, secret)
+    elif where == EARLIER:
+        told = dict(secret)
+    elif where == CHECK:
+        told = variables(containers_of_server()[0], secret)
     else:
-        monkeypatch.setenv("AWS_CA_BUNDLE", "")
-        monkeypatch.delenv("AWS_CA_BUNDLE")
-        for name, value in variables(PODS[where](), secret).items():
-            if not name.startswith(("HF_", "TORCH", "TRITON", "PYTHON", "XDG", "USER", "LOGNAME")):
-                monkeypatch.setenv(name, value)
+        pod = pod_of_job(JOBS[where])
+        kubelet.mount(mounted, pod, S3_FOLDER, {"zhllama-s3": secret})
+        told = variables(pod["containers"][0], {})
+    for name, value in told.items():
+        if not name.startswith(("HF_", "TORCH", "TRITON", "PYTHON", "XDG", "USER", "LOGNAME")):
+            monkeypatch.setenv(name, value)
+    take_secrets()
     trust_site()
 
 
-@pytest.mark.parametrize("where", ["a step", *PODS])
+@pytest.mark.parametrize("where", EVERYWHERE)
 def test_every_setting_of_a_laptop_reaches_the_client_of_a_pod(where, monkeypatch, tmp_path):
     as_a_pod(where, EVERYTHING, monkeypatch, tmp_path)
     session = Session(os.environ["ZHLLAMA_S3_ENDPOINT"])
@@ -132,7 +143,7 @@ def test_every_setting_of_a_laptop_reaches_the_client_of_a_pod(where, monkeypatc
     assert session.credentials.token == "session"
 
 
-@pytest.mark.parametrize("where", ["a step", *PODS])
+@pytest.mark.parametrize("where", EVERYWHERE)
 def test_a_key_that_is_not_there_changes_nothing(where, monkeypatch, tmp_path):
     as_a_pod(where, KEYS | {"ZHLLAMA_S3_ENDPOINT": "http://minio:9000"}, monkeypatch, tmp_path)
     session = Session(os.environ["ZHLLAMA_S3_ENDPOINT"])
@@ -142,14 +153,45 @@ def test_a_key_that_is_not_there_changes_nothing(where, monkeypatch, tmp_path):
     assert "AWS_CA_BUNDLE" not in os.environ
 
 
-@pytest.mark.parametrize("where", PODS)
-def test_keys_but_the_credentials_are_optional_and_each_variable_stands_once(where):
-    variables = PODS[where]()["env"]
+@pytest.mark.parametrize("where", ["a step", *JOBS])
+def test_what_comes_as_a_file_is_no_variable_where_it_is_a_credential(where, monkeypatch, tmp_path):
+    as_a_pod(where, EVERYTHING, monkeypatch, tmp_path)
+    credentials = {*S3_KEYS, "AWS_SESSION_TOKEN"}
+    assert not credentials & os.environ.keys()
+    assert {*EVERYTHING} - credentials <= os.environ.keys()
+    # nor has a child it
+    done = subprocess.run(["env"], capture_output=True, text=True, check=True)
+    assert "SECRET" not in done.stdout
+
+
+def test_keys_but_the_credentials_are_optional_and_each_variable_stands_once():
+    variables = containers_of_server()[0]["env"]
     assert len({one["name"] for one in variables}) == len(variables)
     found = {one["valueFrom"]["secretKeyRef"]["key"]: one for one in variables if "valueFrom" in one}
     assert set(EVERYTHING) == set(found) == {*S3_KEYS, *S3_OPTIONAL_KEYS}
     for key, one in found.items():
         assert bool(one["valueFrom"]["secretKeyRef"].get("optional")) == (key not in S3_KEYS)
+
+
+@pytest.mark.parametrize("api", JOBS.values())
+@pytest.mark.parametrize(
+    ("secrets", "said"),
+    [
+        ({}, 'secret "zhllama-s3" not found'),
+        ({"zhllama-s3": {**EVERYTHING, "AWS_ACCESS_KEY_ID": None}}, "non-existent secret key: AWS_ACCESS_KEY_ID"),
+        ({"zhllama-s3": {"AWS_ACCESS_KEY_ID": "k"}}, "non-existent secret key: AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_without_its_keys_a_jobs_pod_does_not_start_and_the_launcher_names_the_option(api, secrets, said, tmp_path):
+    given = {name: {key: text for key, text in one.items() if text} for name, one in secrets.items()}
+    with pytest.raises(kubelet.NotMounted, match=said) as event:
+        kubelet.mount(tmp_path / "m", pod_of_job(api), S3_FOLDER, given)
+    starting = {"metadata": {"name": "p"}, "status": {"phase": "Pending"}}
+    verdict = judge({"metadata": {"name": "j"}}, [starting], [f"FailedMount: {event.value}"])
+    assert verdict.stuck
+    assert said in verdict.reason
+    assert '"s3-secret"' in verdict.reason
+    assert named_options(verdict.reason, LaunchTraining) == " (--s3-secret)"
 
 
 def test_a_launcher_tells_its_job_how_the_server_is_spoken_to(monkeypatch):
@@ -159,7 +201,7 @@ def test_a_launcher_tells_its_job_how_the_server_is_spoken_to(monkeypatch):
     # those of this machine
     monkeypatch.setenv("AWS_DEFAULT_REGION", "here")
     monkeypatch.setenv("AWS_CA_BUNDLE", "/etc/here.pem")
-    told = {one["name"]: one["value"] for one in container_of_job("pytorchjob")["env"] if "value" in one}
+    told = {one["name"]: one["value"] for one in pod_of_job("pytorchjob")["containers"][0]["env"] if "value" in one}
     assert told["ZHLLAMA_S3_ADDRESSING_STYLE"] == "virtual"
     assert told["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
     assert not {"AWS_DEFAULT_REGION", "AWS_CA_BUNDLE"} & told.keys()

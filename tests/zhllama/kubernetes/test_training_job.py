@@ -21,6 +21,7 @@ from zhllama.kubernetes.job_manifest import (
     trainjob,
 )
 from zhllama.kubernetes.names import job_name, label_value
+from zhllama.kubernetes.pods import S3_KEYS, S3_OPTIONAL_KEYS
 from zhllama.kubernetes.training_job import TrainingJob
 
 CRDS = crds()
@@ -134,7 +135,7 @@ def test_an_elastic_range_holds_the_number_of_nodes(given):
 def test_the_pods_environment_names_secrets_and_shows_none():
     found = pod_environment(job(), 1)
     assert found["PET_MASTER_ADDR"] == "run-lora-a1-master-0"
-    assert found["AWS_SECRET_ACCESS_KEY"] == "(secret zhllama-s3, key AWS_SECRET_ACCESS_KEY)"
+    assert found["AWS_SECRET_ACCESS_KEY"] == "(secret zhllama-s3, a file in /etc/zhllama-s3)"
     assert found["ZHLLAMA_S3_ENDPOINT"] == "http://s3:8333"
     assert pod_environment(job(**ELASTIC), 1)["PET_RDZV_ENDPOINT"] == "run-lora-a1-worker-0:23456"
     trainer = trainer_environment(job(), 1)
@@ -187,11 +188,11 @@ def test_pods_pass_the_restricted_standard():
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
-            mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+            writable = {one["mountPath"] for one in container["volumeMounts"] if not one.get("readOnly")}
             caches = [one["value"] for one in container["env"] if str(one.get("value", "")).startswith("/")]
             assert caches
             assert all(path.startswith("/tmp") for path in caches)
-            assert mounted == {"/tmp", "/dev/shm"}
+            assert writable == {"/tmp", "/dev/shm"}
 
 
 def test_requests_are_limits_with_one_gpu_for_each_process():
@@ -203,15 +204,24 @@ def test_requests_are_limits_with_one_gpu_for_each_process():
     assert "gpu" not in str(pod["containers"][0]["resources"])
 
 
-def test_secrets_come_by_reference_and_what_is_given_plainly_is_not_asked_of_them():
-    variables = next(pods(pytorchjob(job())))["containers"][0]["env"]
-    names = [variable["name"] for variable in variables]
-    assert len(names) == len(set(names))
-    by_reference = {one["name"]: one["valueFrom"]["secretKeyRef"] for one in variables if "valueFrom" in one}
-    assert by_reference["AWS_SECRET_ACCESS_KEY"] == {"name": "zhllama-s3", "key": "AWS_SECRET_ACCESS_KEY"}
-    assert by_reference["AWS_SESSION_TOKEN"]["optional"] is True
-    assert "ZHLLAMA_S3_ENDPOINT" not in by_reference
-    assert not [one for one in next(pods(pytorchjob(job(s3_secret=""))))["containers"][0]["env"] if "valueFrom" in one]
+@pytest.mark.parametrize("changes", [{}, {"nodes": 1}, ELASTIC, {"run_as_user": None}], ids=str)
+def test_secrets_are_files_of_every_pod_that_any_uid_reads_and_none_writes(changes):
+    for pod in pods(pytorchjob(job(**changes))):
+        (container,) = pod["containers"]
+        assert not any("valueFrom" in variable for variable in container["env"])
+        mounts = {one["name"]: one for one in container["volumeMounts"]}
+        (volume,) = [one for one in pod["volumes"] if "projected" in one]
+        assert mounts[volume["name"]] == {"name": "s3-secret", "mountPath": "/etc/zhllama-s3", "readOnly": True}
+        assert volume["projected"]["defaultMode"] == 0o444
+        needed, others = (one["secret"] for one in volume["projected"]["sources"])
+        assert needed["name"] == others["name"] == "zhllama-s3"
+        assert {one["key"]: one["path"] for one in needed["items"]} == {key: key for key in S3_KEYS}
+        assert {one["key"]: one["path"] for one in others["items"]} == {key: key for key in S3_OPTIONAL_KEYS}
+        assert (needed.get("optional"), others["optional"]) == (None, True)
+        kinds = {kind for one in pod["volumes"] for kind in one if kind != "name"}
+        assert kinds == {"emptyDir", "projected"}
+    (pod, *_) = pods(pytorchjob(job(s3_secret="", **changes)))
+    assert not [one for one in pod["volumes"] if "projected" in one]
 
 
 def test_the_queues_label_is_on_the_job_and_not_on_its_pods():
