@@ -14,7 +14,10 @@ from pipelines.manifests import render
 from pipelines.manifests.serving import model_server
 from tests.k8s.kustomizations import K8S, Object, build, of_kind
 from tests.k8s.test_pods import templates
+from zhllama.kubernetes.job_manifest import job_manifest
 from zhllama.kubernetes.network_policy import network_policy
+from zhllama.kubernetes.pod_settings import pod_settings
+from zhllama.kubernetes.training_job import TrainingJob
 
 FOLDER = K8S / "components" / "admission"
 OURS = {"data": {"names": "zhllama-* team-s3"}}
@@ -92,6 +95,7 @@ NAMING = {
     },
     "a volume": lambda name: with_volume(secret={"secretName": name}),
     "a projection": lambda name: with_volume(projected={"sources": [{"secret": {"name": name}}]}),
+    "to pull an image with": lambda name: {**PLAIN, "imagePullSecrets": [{"name": "zhllama-pull"}, {"name": name}]},
     "a driver": lambda name: with_volume(csi={"driver": "d", "nodePublishSecretRef": {"name": name}}),
 }  # fmt: skip
 
@@ -113,6 +117,52 @@ def test_a_pod_names_a_listed_secret_and_no_other(way, kind):
 )
 def test_a_volume_that_may_name_a_secret_elsewhere_is_refused(source):
     assert "may name a secret" in refusal("zhllama-secrets", object=pod(with_volume(**{source: {}})), params=OURS)
+
+
+def test_what_openshift_gives_an_account_to_pull_with_is_admitted_with_its_own_pods():
+    teams = {"data": {"names": "team-*"}}
+    mine = {**PLAIN, "serviceAccountName": "zhllama-training"}
+    for spec, name, admitted in (
+        (mine, "zhllama-training-dockercfg-x7k2p", True),
+        (mine, "builder-dockercfg-x7k2p", False),
+        (PLAIN, "default-dockercfg-x7k2p", True),
+    ):
+        made = pod({**spec, "imagePullSecrets": [{"name": name}]})
+        assert (refusal("zhllama-secrets", object=made, params=teams) == "") is admitted
+
+
+def specs(job: Any) -> list[Any]:
+    """Of the pods of a rendered job: what its API's operator makes pods of."""
+    if job["kind"] == "PyTorchJob":
+        return [one["template"]["spec"] for one in job["spec"]["pytorchReplicaSpecs"].values()]
+    (patch,) = job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    spec = node["template"]["spec"]["template"]["spec"]
+    return [{**spec, "containers": [{**spec["containers"][0], **job["spec"]["trainer"]}]}]
+
+
+OF_JOBS: dict[str, Any] = {
+    "s3_secret": lambda name: {"s3_secret": name},
+    "proxy_secret": lambda name: {"proxy_secret": name},
+    "pull_secret": lambda name: {"pull_secret": name},
+    "a variable of the platform's": lambda name: {
+        "pods": pod_settings("--pods", {"environment": {"WANDB": {"secret": name, "key": "k"}}})
+    },
+}
+NODES: list[dict[str, int]] = [{"nodes": 1}, {"nodes": 2}, {"nodes": 2, "min_nodes": 1, "max_nodes": 4}]
+
+
+@pytest.mark.parametrize("nodes", NODES, ids=str)
+@pytest.mark.parametrize("way", OF_JOBS)
+def test_every_secret_of_a_job_is_looked_at_in_each_of_its_pods(way, nodes):
+    for name, admitted in (("zhllama-mine", True), ("mlpipeline-minio-artifact", False)):
+        job = TrainingJob(name="j", command=("python",), image="i", **OF_JOBS[way](name), **nodes)
+        for api in ("pytorchjob",) if job.elastic else ("pytorchjob", "trainjob"):
+            for spec in specs(job_manifest(job, api)):
+                kind = "PyTorchJob" if api == "pytorchjob" else "Job"
+                said = refusal("zhllama-secrets", object=pod(spec, kind), params=OURS)
+                assert (said == "") is admitted
+                assert admitted or "ConfigMap zhllama-secrets" in said
 
 
 def test_a_lone_star_lists_nothing():
