@@ -145,6 +145,8 @@ REFUSED = 'FailedCreatePod: Error creating: pods "p" is forbidden: '
         ([waiting_pod("CreateContainerConfigError", 'secret "zhllama-s3" not found')], [], True),
         ([waiting_pod("ContainerCreating")], [], False),
         ([waiting_pod("ContainerCreating")], ['FailedMount: ... : configmap "none" not found'], True),
+        ([waiting_pod("ContainerCreating")], ['FailedMount: ... : secret "zhllama-s3" not found'], True),
+        ([waiting_pod("ContainerCreating")], ["FailedMount: ... : references non-existent secret key: K"], True),
         ([waiting_pod("ContainerCreating")], ["FailedMount: timed out waiting for the condition"], False),
         ([waiting_pod("CrashLoopBackOff")], [], False),
         ([], [f"{REFUSED}exceeded quota: team, requested: pods=1"], False),

@@ -20,6 +20,7 @@ import httpx2
 import openai
 import pytest
 
+from components.serve import options as serve_options
 from components.serve.check import chat_of, check_tokenizer
 from components.serve.engines import lay_out
 from components.serve.local import SAMPLES, listening, serve_and_ask, served
@@ -34,6 +35,7 @@ from zhllama.inference.generate import answer
 from zhllama.inference.sampling import Sampling
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
+from zhllama.stage.log import mask
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import RECIPE
@@ -313,6 +315,23 @@ def test_a_key_that_is_none_is_refused(tmp_path: Path, content: str, line: str) 
     (tmp_path / "key").write_text(content)
     with pytest.raises(InputError, match=line):
         parse(Serve, ["--model", "m", "--api-key-file", str(tmp_path / "key")]).api_key()
+
+
+def test_a_mounted_key_is_taken_where_no_option_and_no_variable_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the step has it that deploys; the log does not show it."""
+    monkeypatch.setattr(serve_options, "KEY_FOLDER", str(tmp_path))
+    monkeypatch.delenv("ZHLLAMA_API_KEY", raising=False)
+    config = parse(Serve, ["--model", "m"])
+    assert config.api_key() == ""
+    (tmp_path / "API_KEY").write_text("the-mounted-key-of-the-server\n")
+    assert config.api_key() == "the-mounted-key-of-the-server"
+    assert mask("refused: the-mounted-key-of-the-server") == "refused: ***"
+    monkeypatch.setenv("ZHLLAMA_API_KEY", "the-key-of-a-variable")
+    assert config.api_key() == "the-key-of-a-variable"
+    (tmp_path / "mine").write_text("the-key-of-an-option")
+    assert parse(Serve, ["--model", "m", "--api-key-file", str(tmp_path / "mine")]).api_key() == "the-key-of-an-option"
 
 
 @pytest.mark.parametrize(
