@@ -95,6 +95,8 @@ def status(given: argparse.Namespace) -> None:
             _follow(kubeflow, given.run)
         run = kubeflow.whole(kubeflow.run(given.run))
     _show(run, sys.stdout)
+    if not run.known:
+        sys.exit(EXIT_FAULT)
 
 
 def cancel(given: argparse.Namespace) -> None:
@@ -140,6 +142,9 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
 def _last_words(run: Run) -> list[str]:
     """How a run ended badly, in a line, and what could not be read; for one that goes on, what its steps wait for."""
     lines = [f"{step.name} waits: {step.said}" for step in run.steps if step.state == PENDING and step.said]
+    if not run.known:
+        said = f"the server's word for its state is {run.state!r}" if run.state else "the server says no state of it"
+        lines.append(f"fault: {said}; look at its page, or update zhllama")
     if run.note:
         lines.append(f"note: {run.note}")
     first = run.failed_first

@@ -4,7 +4,9 @@ A wrong request is answered with 500, too, and the cause stands at the end of a 
 upload's answer: the words and the gRPC code in the body decide.
 """
 
+import os
 import re
+import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +27,19 @@ _PERMANENT_WORDS = re.compile(
     re.IGNORECASE,
 )
 _MAY_NOT_WORDS = re.compile(r"permission ?denied|is forbidden", re.IGNORECASE)
+_WANTS_TLS = re.compile(r"HTTPS (server|port)|TLS-encrypted", re.IGNORECASE)
+AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+"""Variables that name a file with the certificates of those who are trusted; kfp's client reads neither."""
 _FRAME = re.compile(r"^(\s+\S+:\d+|[\w.\-/*()]+\.[\w.*()]+)$")
 """A line of a Go stack: a function, or its file and line below it."""
 
 
-class Gone(InputError):
-    """The server does not have it."""
+class NotThere(InputError):
+    """The server does not have what the path names, or does not know the path."""
+
+
+class Gone(NotThere):
+    """The server says that it does not have it."""
 
 
 def _read(body: Any) -> tuple[str, dict[str, Any]]:
@@ -60,6 +69,8 @@ class Server:
     credential: str = ""
     """Where its token is from, as users call it; "" where there is none."""
     namespace: str | None = None
+    proxy: str = ""
+    """The proxy to it, and the variable that names it; "" where there is none."""
 
     def refused(self, status: int, reason: Any, body: Any, location: str = "") -> Exception:
         """InputError for what the same request would meet again, StorageFault for what may pass. location: where a
@@ -71,20 +82,50 @@ class Server:
                 f"{answer}; its database does not take Chinese text: convert it to utf8mb4 (ALTER DATABASE mlpipeline "
                 "CHARACTER SET utf8mb4, and each of its tables), or leave Chinese out of the pipeline's values"
             )
-        if 300 <= status < 400:
+        if 300 <= status < 400 and location:
             there = urljoin(self.address, location).partition("?")[0]
             return InputError(f"--host {self.address}: it answers {status} and sends on to {there}; {self._let_in()}")
+        if status == 400 and _WANTS_TLS.search(words):
+            return InputError(f"--host {self.address}: it speaks https only; write {_other_scheme(self.address)}")
+        if status in (407, 511):
+            return self.no_way(f"{status} {reason}: {words}")
         may_not = status == 403 or code == _MAY_NOT or _MAY_NOT_WORDS.search(words) is not None
         if may_not or status == 401 or code == _WHO or "unauthenticated" in words.lower():
             return InputError(f"{answer}; {self._let_in(of_kfp=code is not None, may_not=may_not)}")
         if code == _NOT_FOUND:
             return Gone(f"{answer}; check the address, --namespace and the run")
-        if status in (404, 405) and code is None:
-            return InputError(f"{answer}; check the address; {self._let_in()}")
+        if status in (404, 405, 501) or 300 <= status < 400:
+            return NotThere(f"{answer}; check the address; {self._let_in()}")
         wrong = 400 <= status < 500 and status not in (408, 429)
         if wrong or code in _PERMANENT_CODES or _PERMANENT_WORDS.search(words):
             return InputError(f"{answer}; check the address, ZHLLAMA_KFP_TOKEN, --namespace and what was asked for")
         return StorageFault(f"{answer}; try again")
+
+    def no_tls(self, error: Exception) -> Exception:
+        """What is wrong with the other side's TLS, and how it is mended."""
+        cause = next((one for one in (*error.args, error.__cause__) if isinstance(one, ssl.SSLError)), None)
+        if not isinstance(cause, ssl.SSLCertVerificationError):
+            plain = getattr(cause, "reason", None) in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+            if not plain:
+                return self.nobody(error, passes=True)
+            mend = f"write {_other_scheme(self.address)}, or another port"
+            return InputError(f"--host {self.address}: it does not speak https; {mend}")
+        if cause.verify_code in (9, 10):
+            mend = "have it renewed, or set this machine's clock"
+        elif cause.verify_code in (62, 64):
+            mend = "write the name that it is for in --host"
+        else:
+            variable = next((name for name in AUTHORITIES if os.environ.get(name)), "")
+            mend = f"{variable} must name" if variable else f"name in {AUTHORITIES[0]}"
+            mend += " a file with its authority's certificate"
+        said = f"its certificate is not accepted ({cause.verify_message.rstrip('.')})"
+        return InputError(f"--host {self.address}: {said}; {mend}")
+
+    def no_way(self, error: BaseException | str) -> "NoAnswer":
+        """What is said where it is the proxy that does not let us through."""
+        proxy = f"the proxy {self.proxy}" if self.proxy else "a proxy on the way"
+        mend = "check it, or name the host in NO_PROXY"
+        return NoAnswer(f"--host {self.address}: {proxy} does not let us through ({error}); {mend}", passes=False)
 
     def nobody(self, error: BaseException, passes: bool) -> "NoAnswer":
         said = f"--host {self.address}: no Kubeflow Pipelines answers there ({error}); check the address"
@@ -113,6 +154,8 @@ class Server:
         """What to set, so that this server is reached and lets one in. of_kfp: whether its own API said that; may_not:
         whether it knows who asks."""
         mends = []
+        if self.proxy:
+            mends.append(f"if it is the proxy {self.proxy} that answers, name the host in NO_PROXY")
         if may_not:
             told = f"that --namespace {self.namespace} is" if self.namespace else "--namespace, of the profile that is"
             mends.append(f"check {told} this account's")
@@ -131,6 +174,10 @@ class NoAnswer(StorageFault):
     def __init__(self, message: str, passes: bool) -> None:
         super().__init__(message)
         self.passes = passes
+
+
+def _other_scheme(address: str) -> str:
+    return address.replace("http:", "https:", 1) if address.startswith("http:") else address.replace("s:", ":", 1)
 
 
 def _title(text: str) -> str:

@@ -16,16 +16,18 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import unquote
 
-from pipelines.kubeflow.answers import Gone, NoAnswer, Server, beyond_latin1
+from urllib3.util import make_headers, parse_url
+
+from pipelines.kubeflow.answers import Gone, NoAnswer, NotThere, Server, beyond_latin1
 from pipelines.kubeflow.connection import Connection
+from pipelines.kubeflow.environment import authorities_for, credentials, proxy_to
 from pipelines.kubeflow.runs import CANCELING, DONE, FAILED, QUIET, Run, run_of, settled, titles_of, word
 from pipelines.kubeflow.workflow import Unreadable, Workflows
 from pipelines.local.placeholders import Value
@@ -42,7 +44,6 @@ STILL_LOOKS = 60
 PATIENCE = 300.0
 """Seconds that `follow` goes on without an answer from the server before it gives up."""
 STOPS = "the API stops listing steps where a Workflow is past 1 MiB"
-POD_TOKEN = Path("/var/run/secrets/kubeflow/pipelines/token")
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 """Where there are profiles, a pod's runs are its own's, unless --namespace says otherwise."""
 
@@ -87,59 +88,6 @@ def _port_forward(namespace: str) -> Iterator[str]:
         forward.wait()
 
 
-def _credentials() -> tuple[dict[str, Any], str]:
-    """What kfp.Client is given so that it is let in, and where that is from; nothing where nothing is set."""
-    if token := os.environ.get("ZHLLAMA_KFP_TOKEN"):
-        return {"existing_token": _token(token, "ZHLLAMA_KFP_TOKEN")}, "ZHLLAMA_KFP_TOKEN"
-    file, whose = os.environ.get("ZHLLAMA_KFP_TOKEN_FILE", ""), "ZHLLAMA_KFP_TOKEN_FILE"
-    if not file and os.environ.get("KUBERNETES_SERVICE_HOST") and POD_TOKEN.is_file():
-        file, whose = str(POD_TOKEN), "this pod"
-    if not file:
-        return {}, ""
-    found = _TokenFile(Path(file), whose)
-    found.read()
-    return {"credentials": found}, whose
-
-
-def _token(text: str, whose: str) -> str:
-    """InputError for what no header can hold; a newline at the end is nobody's."""
-    if not re.fullmatch(r"[!-~]+", text.strip()):
-        raise InputError(f"{whose}: it holds no token (one word in ASCII is needed); set it anew, or unset it")
-    return text.strip()
-
-
-@dataclass(frozen=True)
-class _TokenFile:
-    """A token that is read again for every call, so that a mounted one may change."""
-
-    path: Path
-    whose: str
-
-    def read(self) -> str:
-        try:
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            said = getattr(error, "strerror", "") or "no text"
-            raise InputError(f"{self.whose}={self.path}: {said[:1].lower()}{said[1:]}; correct or unset it") from error
-        return _token(text, f"{self.whose}={self.path}")
-
-    def refresh_api_key_hook(self, config: Any) -> None:
-        """As kfp calls it, before each request."""
-        config.api_key["authorization"] = self.read()
-
-
-def _proxy(address: str) -> str | None:
-    """The proxy to that address, by HTTPS_PROXY, HTTP_PROXY and NO_PROXY; never to this machine itself."""
-    try:
-        found = urlsplit(address)
-        host = found.hostname or ""
-    except ValueError as error:
-        raise InputError(f"--host {address}: {error}; write the whole address, as https://kfp.example.com") from error
-    if host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(host):
-        return None
-    return getproxies().get(found.scheme)
-
-
 class Kubeflow:
     """Kubeflow Pipelines at an address. Every call: InputError for a refusal, StorageFault when the server fails."""
 
@@ -152,8 +100,11 @@ class Kubeflow:
         self._workflows = Workflows(namespace or kfp_namespace)
         self._titles: dict[str, dict[str, str]] = {}
         self._started: set[str] = set()
-        credentials, whose = _credentials()
-        self._server = Server(self.address, whose, namespace)
+        given, whose = credentials()
+        proxy, variable = proxy_to(self.address)
+        shown = f"{proxy.partition('://')[0]}://{proxy.rpartition('@')[2].rpartition('://')[2]} ({variable})"
+        self._server = Server(self.address, whose, namespace, shown if proxy else "")
+        authorities = authorities_for(self.address)
         with self._answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it warns of servers older than any it can meet
             import kfp
@@ -167,21 +118,41 @@ class Kubeflow:
                 host=self.address,
                 namespace=namespace or "kubeflow",
                 # its HTTP client reads neither from the environment
-                ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
-                proxy=_proxy(self.address),
-                **credentials,
+                ssl_ca_cert=authorities,
+                proxy=proxy or None,
+                **given,
             )
             rest = self._client._healthz_api.api_client.rest_client
+            if (user := parse_url(proxy).auth if proxy else None) is not None:
+                signed = make_headers(proxy_basic_auth=unquote(user))
+                rest.pool_manager.proxy_headers.update(signed)
+                rest.pool_manager.connection_pool_kw["_proxy_headers"] = signed
             rest.pool_manager = Connection(rest.pool_manager, self._server)
         try:
             with self._answers():
                 healthy = self._client._healthz_api.healthz_service_get_healthz()
         except NoAnswer as error:
             raise InputError(str(error)) from error
+        except NotThere:
+            if (old := self._old_version()) is None:
+                raise
+            said = f"what answers there is Kubeflow Pipelines {old}, and its API is older than v2beta1"
+            raise InputError(f"--host {self.address}: {said}; version 2 is needed") from None
         if healthy.multi_user is None and healthy.pipeline_store is None:
             self._server.named(healthy, "multi_user")
         if healthy.multi_user and not namespace and POD_NAMESPACE.is_file():
             self._client._context_setting["namespace"] = POD_NAMESPACE.read_text(encoding="utf-8").strip()
+
+    def _old_version(self) -> str | None:
+        """The version of a server that answers as Kubeflow Pipelines 1 did; None where none does."""
+        try:
+            with self._answers():
+                asked = self._client._healthz_api.api_client.call_api
+                found = asked("/apis/v1beta1/healthz", "GET", response_type="object", auth_settings=["Bearer"])[0]
+        except (InputError, StorageFault):
+            return None
+        known = found.keys() & {"multi_user", "commit_sha", "tag_name"}
+        return str(found.get("tag_name") or "1") if known else None
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -200,11 +171,12 @@ class Kubeflow:
             return client._pipelines_api.pipeline_service_create_pipeline(wanted)
 
         pipeline = self._there(
-            "pipeline_id", lambda: client.list_pipelines(filter=_named(name), **place).pipelines, make_pipeline
+            "pipeline_id", name, lambda: client.list_pipelines(filter=_named(name), **place).pipelines, make_pipeline
         )
         try:
             return pipeline, self._there(
                 "pipeline_version_id",
+                version,
                 lambda: client.list_pipeline_versions(pipeline, filter=_named(version)).pipeline_versions,
                 # not upload_pipeline, which makes a version of its own, named after the pipeline
                 lambda: client.upload_pipeline_version(str(package), version, pipeline_id=pipeline),
@@ -218,12 +190,13 @@ class Kubeflow:
                 ) from error
             raise
 
-    def _there(self, field: str, find: Callable[[], Any], make: Callable[[], Any]) -> str:
+    def _there(self, field: str, name: str, find: Callable[[], Any], make: Callable[[], Any]) -> str:
         """The id of what is found, or made now, or was made at the same time by another submit."""
 
         def found() -> str:
             with self._answers():
-                those = find()
+                # a server that knows no filters lists all
+                those = [one for one in find() or () if one.display_name == name]
                 return self._server.named(those[0], field) if those else ""
 
         if there := found():
@@ -305,7 +278,8 @@ class Kubeflow:
         while True:
             try:
                 now = self.run(run_id)
-                answered = time.monotonic()
+                known = now.known or time.monotonic() - answered < PATIENCE
+                answered = time.monotonic() if now.known else answered
             except Gone:
                 if last is None and run_id not in self._started:
                     raise
@@ -321,7 +295,7 @@ class Kubeflow:
                         yield whole
                     shown = whole
                 last = now
-                if now.over:
+                if now.over or not known:
                     return
             time.sleep(look_every)
 
@@ -354,7 +328,7 @@ class Kubeflow:
         try:
             with redirect_stdout(sys.stderr):
                 yield
-        except (OpenApiException, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (OpenApiException, ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
             said = error.reason if isinstance(error, ApiException) else error
             raise InputError(
                 f"--host {self.address}: it does not answer as Kubeflow Pipelines 2 does ({said}); check the address"

@@ -7,12 +7,14 @@ none. What may pass (nobody listens while a port-forward restarts; 429, 502, 503
 a line about it; but a run that may have been started is not started twice.
 """
 
+import io
 import logging
 import re
+import time
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from urllib3 import Timeout, exceptions
+from urllib3 import HTTPResponse, Timeout, exceptions
 
 from pipelines.kubeflow.answers import NoAnswer, Server
 from zhllama.artifacts.json_file import value_of
@@ -28,6 +30,10 @@ SAY_AFTER = 2
 """Tries after which it is said that a request is repeated."""
 TIMEOUT = Timeout(connect=10.0, read=60.0)
 """Of a request: to connect, and between two bytes. kfp's client has none."""
+MOST_BYTES = 64 * 2**20
+"""Of an answer; a run's is 2 MB at most."""
+MOST_SECONDS = 120.0
+"""For which one answer may go on coming."""
 _PASSES = (429, 502, 503, 504)
 _ID = re.compile(r"[A-Za-z0-9][\w.:-]*", re.ASCII)
 
@@ -68,14 +74,18 @@ class Connection:
     def _asked(self, method: str, url: str, options: dict[str, Any], sent_on: bool = False) -> Any:
         server = self._server
         # its own repeats are silent, and what it is sent on to may be anybody's login page
-        more = {**options, "timeout": options.get("timeout") or TIMEOUT, "redirect": False, "retries": False}
+        more = {**options, "timeout": options.get("timeout") or TIMEOUT, "redirect": False, "retries": False,
+                "preload_content": False}  # fmt: skip
         try:
-            answer = self._pool.request(method, url, **more)
-        except (exceptions.SSLError, exceptions.LocationValueError, OSError) as error:
+            answer = self._whole(method, url, self._pool.request(method, url, **more))
+        except exceptions.SSLError as error:
+            raise server.no_tls(error) from error
+        except exceptions.ProxyError as error:
+            raise server.no_way(error.original_error) from error
+        except (exceptions.LocationValueError, OSError) as error:
             raise server.nobody(error, passes=False) from error
-        except (exceptions.NewConnectionError, exceptions.ConnectTimeoutError, exceptions.ProxyError) as error:
-            passes = not isinstance(error, exceptions.NameResolutionError | exceptions.ProxyError)
-            raise server.nobody(error, passes) from error
+        except (exceptions.NewConnectionError, exceptions.ConnectTimeoutError) as error:
+            raise server.nobody(error, passes=not isinstance(error, exceptions.NameResolutionError)) from error
         except exceptions.HTTPError as error:
             # it was sent
             raise Passing(
@@ -92,6 +102,19 @@ class Connection:
             raise refusal
         self._check(f"{method} {_path(url)}", answer)
         return answer
+
+    def _whole(self, method: str, url: str, answer: HTTPResponse) -> HTTPResponse:
+        """The answer with its body, which may not go on for ever."""
+        body, end = io.BytesIO(), time.monotonic() + MOST_SECONDS
+        while piece := answer.read1(2**16, decode_content=True):
+            body.write(piece)
+            if body.tell() > MOST_BYTES or time.monotonic() > end:
+                answer.close()
+                most = f"{MOST_BYTES // 2**20} MiB" if body.tell() > MOST_BYTES else f"{MOST_SECONDS:.0f} s"
+                raise self._server.not_the_api(f"{method} {_path(url)}", answer.status, f"no end within {most}", "")
+        answer.release_conn()
+        body.seek(0)
+        return HTTPResponse(body, answer.headers, answer.status, reason=answer.reason, decode_content=False)
 
     def _check(self, asked: str, answer: Any) -> None:
         """Raises where a success is none: a page, a text, JSON of another shape, or only the beginning of an answer."""

@@ -13,6 +13,8 @@ from typing import Any
 
 DONE, FAILED, CANCELLED, CANCELING = "SUCCEEDED", "FAILED", "CANCELED", "CANCELING"
 RUNNING, PENDING, NOT_RUN, UNKNOWN = "RUNNING", "PENDING", "NOT_RUN", "UNKNOWN"
+KNOWN = (PENDING, RUNNING, CANCELING, DONE, FAILED, CANCELLED, "SKIPPED", "PAUSED")
+"""The API's states of a run."""
 OVER = (DONE, FAILED, CANCELLED, "SKIPPED")
 """States of a run (or a step) that do not change any more."""
 WORDS = {CANCELLED: "cancelled", CANCELING: "being cancelled", NOT_RUN: "not run", UNKNOWN: "not known"}
@@ -26,7 +28,7 @@ QUIET = timedelta(minutes=5)
 
 def word(state: str) -> str:
     """A state as it is shown."""
-    return WORDS.get(state, state.lower())
+    return WORDS.get(state) or (state.lower() if state in KNOWN else f"not known ({state or 'none'})")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Run:
     """What the Workflow itself says of a failure that is no step's."""
     note: str = ""
     """What could not be read, and what would be needed for it."""
+
+    @property
+    def known(self) -> bool:
+        """Whether its state is one of those that we know: of another, nothing is believed."""
+        return self.state in KNOWN
 
     @property
     def over(self) -> bool:
@@ -95,14 +102,14 @@ def title(task: str, titles: Mapping[str, str]) -> str:
 
 
 def at(time: datetime | None) -> datetime | None:
-    """A time of the server's; its zero (the year 1) is none."""
-    return time if time is not None and time.year > 1 else None
+    """A time of the server's, which is UTC where it does not say; its zero (the year 1) is none."""
+    return time.replace(tzinfo=time.tzinfo or UTC).astimezone(UTC) if time is not None and time.year > 1 else None
 
 
 def run_of(answer: Any, titles: Mapping[str, str]) -> Run:
     """What `runs/{id}` answered."""
     history = [status for status in answer.state_history or () if str(status.state) == CANCELING]
-    state = str(answer.state or PENDING)
+    state = str(answer.state or "")
     cancelled_at = at(history[0].update_time) if history else None
     if history and state == FAILED:
         state = CANCELLED

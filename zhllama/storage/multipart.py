@@ -19,7 +19,7 @@ from zhllama.errors import InputError, StorageFault
 from zhllama.storage import folders, s3
 from zhllama.storage.addresses import below, is_s3, split_s3
 from zhllama.storage.parallel import RoomOfThread, connections
-from zhllama.storage.s3_errors import REFUSED, RIGHTS, kind_behind, require_tag, server_code
+from zhllama.storage.s3_errors import CHECKSUM, REFUSED, RIGHTS, kind_behind, server_code
 from zhllama.storage.s3_session import current_session
 
 log = logging.getLogger("storage")
@@ -151,7 +151,7 @@ class Upload:
 
     def _left(self, upload: str, error: Exception) -> bool:
         """Whether another upload has taken the place of this one, which is not ours to go on with."""
-        if kind_behind(error) is not REFUSED:
+        if kind_behind(error) not in (REFUSED, CHECKSUM):
             return False
         with self._lock:
             if self._id != upload:
@@ -179,9 +179,7 @@ class Upload:
         parts = [self._sent[number] for number in sorted(self._sent)]
         upload = {"UploadId": self._id, "MultipartUpload": {"Parts": parts}}
         try:
-            answer = s3.call(self.uri, "complete_multipart_upload", Key=self._key, **upload)
-            # a login page says 200 to it too
-            require_tag(current_session().client.meta.endpoint_url, answer)
+            s3.call(self.uri, "complete_multipart_upload", Key=self._key, **upload)
         except (StorageFault, FileNotFoundError, InputError) as error:
             if self.there and (kind_behind(error) is REFUSED or server_code(error).startswith("InvalidPart")):
                 self._drop(error)
@@ -243,7 +241,7 @@ def unfinished(uri: str) -> list[Unfinished]:
     for upload in _uploads(uri, ""):
         if upload["Key"].startswith(prefix):
             one = f"s3://{bucket}/{upload['Key']}"
-            size = sum(part["Size"] for part in _parts(one, upload["UploadId"]))
+            size = sum(part["Size"] for part in _parts(one, upload["UploadId"])[0])
             found.append(Unfinished(one, upload["Initiated"].astimezone(UTC), upload["UploadId"], size))
     return found
 
@@ -267,9 +265,13 @@ def _upload_of_key(uri: str, md5: bool) -> tuple[str, dict[int, Part]] | None:
             return None
         raise
     for one in sorted(found, key=lambda one: one["Initiated"], reverse=True):
-        listed = _parts(uri, one["UploadId"])
+        listed, told = _parts(uri, one["UploadId"])
+        told = [one, *told]
         kinds = {key.removeprefix("Checksum") for part in listed for key in part if key.startswith("Checksum")}
-        if {one.get("ChecksumAlgorithm", ""), *kinds} <= ours:
+        kinds |= {said.get("ChecksumAlgorithm", "") for said in told}
+        # ours is a checksum of each part
+        whole = not md5 and any(said.get("ChecksumType") == "FULL_OBJECT" for said in told)
+        if kinds <= ours and not whole:
             parts = [
                 Part(part["PartNumber"], part["Size"], part["ETag"].strip('"'), part.get("ChecksumCRC32C", ""))
                 for part in listed
@@ -279,15 +281,16 @@ def _upload_of_key(uri: str, md5: bool) -> tuple[str, dict[int, Part]] | None:
     return None
 
 
-def _parts(uri: str, upload: str) -> list[dict[str, Any]]:
-    """The parts that an unfinished upload has, as the server lists them; none when it is gone."""
+def _parts(uri: str, upload: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The parts that an unfinished upload has, as the server lists them, and the pages of the list; none when it is
+    gone."""
     try:
         pages = s3.call_pages(uri, "list_parts", Key=split_s3(uri)[1], UploadId=upload)
     except (StorageFault, FileNotFoundError) as error:
         if server_code(error) in _GONE:
-            return []
+            return [], []
         raise
-    return [part for page in pages for part in page.get("Parts", [])]
+    return [part for page in pages for part in page.get("Parts", [])], pages
 
 
 class S3Writer(folders.PieceWriter):

@@ -25,8 +25,9 @@ from zhllama.storage.s3_errors import (
     code_and_status,
     kind_of,
     mapped,
-    require_tag,
+    region_of,
     server_code,
+    wait_asked,
     worth_reading_again,
 )
 from zhllama.storage.s3_session import Buffer, Session, current_session, forget_client
@@ -55,7 +56,7 @@ def until_answered(uri: str, attempt: Callable[[Session], Result], tries: int | 
                 return attempt(session)
             except ClientError as error:
                 _, status = code_and_status(error)
-                region = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
+                region = region_of(error.response)
                 if region and status in (301, 307, 400) and moves < 2 and session.moved(split_s3(uri)[0], region):
                     moves += 1
                     continue
@@ -65,7 +66,7 @@ def until_answered(uri: str, attempt: Callable[[Session], Result], tries: int | 
                 forget_client()
 
     with mapped(uri):
-        return with_retries(answered, _passes, tries=tries or current_session().attempts)
+        return with_retries(answered, _passes, tries=tries or current_session().attempts, asked=wait_asked)
 
 
 def _passes(error: BaseException) -> bool:
@@ -155,9 +156,13 @@ def put(uri: str, content: Buffer, if_absent: bool = False) -> None:
 def get(uri: str, most: int) -> bytes:
     """A whole object; InputError where it has more bytes."""
 
+    from botocore.exceptions import ResponseStreamingError
+
     def attempt(session: Session) -> bytes:
         with _streaming(session, uri, {}) as (raw, headers):
             said = headers.get("Content-Length")
+            if said is not None and not said.isdigit():
+                raise ResponseStreamingError(error=f"Content-Length: {said}")
             length = int(said) if said is not None else size(uri)
             if length > most:
                 raise too_large(uri, length, most)
@@ -173,17 +178,14 @@ def size(uri: str) -> int:
     """Bytes of an object."""
     bucket, key = split_s3(uri)
 
-    def asked(client: Any) -> int:
-        found = client.head_object(Bucket=bucket, Key=key)
-        require_tag(client.meta.endpoint_url, found)
-        return int(found["ContentLength"])
-
-    return by_boto3(uri, asked)
+    return by_boto3(uri, lambda client: int(client.head_object(Bucket=bucket, Key=key)["ContentLength"]))
 
 
 def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take | None = None) -> None:
     """Reads `length` of the object's bytes from `start`, as storage.read_piece does; Truncated when it has not so many.
     A connection that breaks is taken up at the byte where it broke, of the same version of the object."""
+    from botocore.exceptions import ResponseStreamingError
+
     if not length:
         return None
     done = 0
@@ -201,7 +203,9 @@ def get_into(uri: str, start: int, length: int, buffer: memoryview, take: Take |
             # a server that knows no ranges sends the whole
             if not found and (first or answer.get("Content-Length") != str(length)):
                 raise StorageFault(f"{uri}: the server does not answer with ranges; use another S3 server")
-            if found and (int(found[1]), int(found[2])) != (first, last):
+            if found and (int(found[1]) != first or int(found[2]) > last):
+                raise ResponseStreamingError(error=f"{found[0]} came where {first}-{last} were asked for")
+            if found and int(found[2]) < last:
                 raise truncated(max(0, int(found[2]) + 1 - start))
             tag = answer.get("ETag")
             for piece in _filled(raw, length - begun, lambda at: room(buffer, length, begun + at)):

@@ -33,6 +33,12 @@ _NO_CHECKSUM = re.compile(
     r"(?is)(?=.*(unsupported|not (supported|implemented|allowed)|invalid argument))"
     r".*(x-amz-(sdk-)?checksum|x-amz-trailer|aws-chunked)"
 )
+_PAGE = re.compile(rb"\s*(<!--.*?-->\s*|<\?xml[^>]*>\s*)*<(!doctype\s+)?html\b", re.IGNORECASE | re.DOTALL)
+_RESULT = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(\w+:)?\w+Result\b")
+_BODYLESS = ("HeadBucket", "HeadObject", "DeleteObject", "AbortMultipartUpload")
+"""Of boto3's operations, those whose answer has no body."""
+_LONGEST_WAIT = 30.0
+"""Seconds that a server may ask us to wait (Retry-After)."""
 _SECRET = re.compile(r"(?i)\b((?:x-(?:amz|goog)-)?(?:signature|credential|security-token|awsaccesskeyid)=)[^\s&,'\"<]+")
 
 
@@ -73,6 +79,10 @@ CHECKSUM = Kind(
     "S3 does not know this kind of checksum",
     "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required (docs/storage.md, Settings)",
 )
+PROXY = Kind(
+    "what answers is no S3 server but something in front of it",
+    "check the endpoint, HTTPS_PROXY, HTTP_PROXY and NO_PROXY",
+)
 REFUSED = Kind("S3 refuses this request", "the same request will not be answered otherwise (docs/storage.md, Errors)")
 
 _TABLE: Mapping[Kind, str] = {
@@ -110,7 +120,8 @@ _TABLE: Mapping[Kind, str] = {
         ThrottlingException RequestThrottled RequestLimitExceeded TooManyRequests RateLimitExceeded QpsLimitExceeded
         BandwidthLimitExceeded DownloadTrafficRateLimitExceeded UploadTrafficRateLimitExceeded OperationAborted
         TemporaryRedirect XMinioBackendDown ClientDisconnected BadDigest CrcMismatch XAmzContentChecksumMismatch
-        XAmzContentSHA256Mismatch IncompleteBody 408 425 429 499""",
+        XAmzContentSHA256Mismatch IncompleteBody 307 408 425 429 499""",
+    PROXY: "407 511",
     LATER: "NoSuchUpload InvalidPart InvalidPartOrder InvalidRange 416",
 }
 _KINDS = {code: kind for kind, codes in _TABLE.items() for code in codes.split()}
@@ -119,6 +130,8 @@ _KINDS = {code: kind for kind, codes in _TABLE.items() for code in codes.split()
 def kind_of(error: Any) -> Kind:
     """What a ClientError means."""
     code, status = code_and_status(error)
+    if 400 <= status < 500 and status not in (408, 429) and _words(error).startswith(f": {_A_PAGE}"):
+        return PROXY
     if code.isdigit() and status in (400, 401, 403) and (_skew(error) or timedelta()) > _SKEW:
         # HEAD has no body: of a request that seems to come from another hour, no more is said
         return CLOCK
@@ -150,12 +163,11 @@ def client_error(method: str, response: Any, endpoint: str) -> Exception:
     except (HTTPError, OSError) as error:
         return ResponseStreamingError(error=error)
     except ElementTree.ParseError:
-        # a page of a proxy's, or nothing
         said = {}
     if refusal := elsewhere(endpoint, response):
         return refusal
     metadata = {"HTTPStatusCode": status, "HTTPHeaders": dict(response.headers.items())}
-    said |= {"Code": said.get("Code") or str(status), "Message": said.get("Message", "")}
+    said |= {"Code": said.get("Code") or str(status), "Message": said.get("Message") or page_of(response.content)}
     return ClientError({"Error": said, "ResponseMetadata": metadata}, method)
 
 
@@ -177,11 +189,60 @@ def elsewhere(endpoint: str, response: Any) -> InputError | None:
     return InputError(f"{endpoint}: {said}; write the S3 server's own address")
 
 
+_A_PAGE = "a page of HTML"
+
+
+def page_of(body: bytes) -> str:
+    """`a page of HTML (Sign in)`, as no S3 server answers with; "" for anything else."""
+    if not _PAGE.match(body):
+        return ""
+    title = re.search(r"<title[^>]*>([^<]{1,80})", body.decode(errors="replace"), re.IGNORECASE)
+    return f"{_A_PAGE} ({_shown(title[1])})" if title else _A_PAGE
+
+
+def require_answer(endpoint: str, operation: str, answer: dict[str, Any]) -> None:
+    """Looks at boto3's answers of 2xx before they are read, for botocore finds an empty list, or a copy that was made,
+    in any page. InputError for one; what is otherwise no answer becomes an error that passes, as a cut-off one is."""
+    if answer["status_code"] >= 300:
+        return
+    body, headers = bytes(answer["body"]), answer["headers"]
+    if page_of(body):
+        raise _stranger(endpoint)
+    if operation == "HeadObject":
+        require_tag(endpoint, headers)
+        readable = str(headers.get("Content-Length", "0")).isdigit()
+    else:
+        readable = not body if operation in _BODYLESS else bool(_RESULT.match(body)) or b"<Error>" in body
+    if not readable:
+        said = f"<Code>InternalError</Code><Message>what came is no answer to {operation}</Message>"
+        answer |= {"status_code": 500, "body": f"<Error>{said}</Error>".encode()}
+
+
+def region_of(parsed: dict[str, Any]) -> str:
+    """The region in which the server says that a bucket is; "" where it says none."""
+    found = _headers(parsed).get("x-amz-bucket-region")
+    return str(found or parsed.get("Error", {}).get("Region") or "")
+
+
+def wait_asked(error: BaseException) -> float:
+    """Seconds after which the server wants the same request again (Retry-After)."""
+    said = _headers(getattr(error, "response", None) or {}).get("retry-after", "")
+    return min(float(said), _LONGEST_WAIT) if said.isdigit() else 0.0
+
+
+def _headers(answer: dict[str, Any]) -> dict[str, str]:
+    return {key.lower(): value for key, value in answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).items()}
+
+
+def _stranger(endpoint: str) -> InputError:
+    said = "what answers there is no S3 server (a login page?)"
+    return InputError(f"{endpoint}: {said}; write the S3 server's own address")
+
+
 def require_tag(endpoint: str, headers: Mapping[str, str]) -> None:
     """InputError where an object's answer has no ETag, as each of S3's has: a login page says 200 to everything."""
     if "ETag" not in headers:
-        said = "what answers there is no S3 server (a login page?)"
-        raise InputError(f"{endpoint}: {said}; write the S3 server's own address")
+        raise _stranger(endpoint)
 
 
 @contextmanager
@@ -256,9 +317,8 @@ def _more(kind: Kind, error: Any) -> str:
 
 def _skew(error: Any) -> timedelta | None:
     """How far this machine's clock is from the server's, by the Date of its answer."""
-    headers = {key.lower(): value for key, value in error.response["ResponseMetadata"].get("HTTPHeaders", {}).items()}
     try:
-        return abs(datetime.now(UTC) - parsedate_to_datetime(headers.get("date", "")))
+        return abs(datetime.now(UTC) - parsedate_to_datetime(_headers(error.response).get("date", "")))
     except (TypeError, ValueError):
         return None
 

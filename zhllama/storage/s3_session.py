@@ -16,7 +16,7 @@ from zhllama.errors import InputError
 from zhllama.mounted_secrets import CREDENTIALS, credentials
 from zhllama.storage.addresses import split_s3
 from zhllama.storage.parallel import patience
-from zhllama.storage.s3_errors import client_error, elsewhere, require_tag
+from zhllama.storage.s3_errors import client_error, elsewhere, page_of, region_of, require_answer, require_tag
 
 Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
@@ -73,8 +73,10 @@ class Session:
         except ValueError as error:
             text = f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port or https://host"
             raise InputError(text) from error
+        events = self.client.meta.events
         # before boto3's search for the bucket's region, which follows a proxy's redirect until Python's stack is full
-        self.client.meta.events.register_first("needs-retry.s3", self._refuse_strangers)
+        events.register_first("needs-retry.s3", self._refuse_strangers)
+        events.register_first("before-parse.s3.*", self._require_answer)
         self.checksums = self.client.meta.config.request_checksum_calculation
         self.credentials = session.get_credentials()
         self._http = URLLib3Session(
@@ -104,7 +106,7 @@ class Session:
         """One signed request; returns botocore's AWSResponse. ClientError for an error of the server's."""
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSPreparedRequest, AWSRequest
-        from botocore.exceptions import NoCredentialsError
+        from botocore.exceptions import NoCredentialsError, ResponseStreamingError
 
         if self.credentials is None:
             raise NoCredentialsError
@@ -123,11 +125,26 @@ class Session:
         if response.status_code >= 300:
             raise client_error(method, response, self.client.meta.endpoint_url)
         require_tag(self.client.meta.endpoint_url, response.headers)
+        if response.status_code not in (200, 206 if "Range" in headers else 200) and method == "GET":
+            raise ResponseStreamingError(error=f"GET was answered with {response.status_code}")
         return response
 
-    def _refuse_strangers(self, response: Any, **_: Any) -> None:
-        if response is not None and (refusal := elsewhere(self.client.meta.endpoint_url, response[0])):
+    def _refuse_strangers(self, response: Any, operation: Any, **_: Any) -> None:
+        from botocore.exceptions import ClientError
+
+        if response is None:
+            return
+        answer, parsed = response
+        if refusal := elsewhere(self.client.meta.endpoint_url, answer):
             raise refusal
+        if answer.status_code >= 300 and (page := page_of(answer.content)):
+            parsed.setdefault("Error", {})["Message"] = page
+        # boto3 asks for the bucket's region with this, and with this again where the answer names none
+        if operation.name == "HeadBucket" and answer.status_code in (301, 307) and not region_of(parsed):
+            raise ClientError(parsed, operation.name)
+
+    def _require_answer(self, operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+        require_answer(self.client.meta.endpoint_url, operation_model.name, response_dict)
 
 
 def _mounted() -> Any:

@@ -3,11 +3,14 @@ taken for the API, every command says so at once, with what to set, and nothing 
 
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from pipelines.cli import runs as commands
 from pipelines.kubeflow import connection
 from pipelines.kubeflow.client import Kubeflow
 from tests.pipelines.kubeflow.fake_kfp import API, FakeKfp
@@ -81,7 +84,8 @@ def test_a_front_door_is_no_api_and_that_is_said_at_once(door, words, server):
     assert words in said
     assert "ZHLLAMA_KFP_TOKEN" in said
     assert "s3cret" not in said
-    assert len(server.asked) == 1
+    # of what has no such path, it is asked whether it is version 1
+    assert server.asked == [f"GET {API}/healthz", "GET /apis/v1beta1/healthz"][: 2 if door[0] == 404 else 1]
 
 
 @doors
@@ -159,6 +163,84 @@ def test_an_answer_that_is_cut_off_is_asked_for_again_and_then_a_fault(body, cal
     server.always = {"": (200, JSON, body)}
     with pytest.raises(StorageFault, match="empty or cut off"):
         call(there, package)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "text"),
+    [
+        (404, "application/json", '{"error": "Not Found", "code": 5, "message": "Not Found", "details": []}'),
+        (404, "text/plain", "404 page not found"),
+        (501, "application/json", '{"error": "Not Implemented", "code": 12, "message": "Not Implemented"}'),
+    ],
+)
+def test_a_server_of_version_1_is_said_to_be_one(status, kind, text, server):
+    old = (200, JSON, '{"commit_sha": "a1b2", "tag_name": "1.8.5", "multi_user": false}')
+    server.always = {"GET /apis/v1beta1/healthz": old, "": (status, {"Content-Type": kind}, text)}
+    with pytest.raises(InputError, match=r"is Kubeflow Pipelines 1\.8\.5, and its API is older .* version 2 is needed"):
+        Kubeflow(server.host, None)
+
+
+STATES = ["EXPLODED", "succeeded", "RUNTIME_STATE_UNSPECIFIED", "", None]
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_state_that_nobody_knows_is_no_success(state, server, monkeypatch, capsys):
+    monkeypatch.setattr("pipelines.kubeflow.client.PATIENCE", 0.0)
+    server.runs["r-1"] = {"run_id": "r-1", "display_name": "mine", "state": state}
+    for wait in (False, True):
+        given = Namespace(host=server.host, kfp_namespace="kubeflow", namespace=None, run="r-1", wait=wait)
+        with pytest.raises(SystemExit) as ended:
+            commands.status(given)
+        assert ended.value.code == 1
+        shown = capsys.readouterr()
+        assert f"not known ({state or 'none'})" in shown.out
+        assert "fault: the server" in shown.out + shown.err
+    with pytest.raises(StorageFault, match=r"told to end, and is still not known"):
+        Kubeflow(server.host, None).cancel("r-1")
+
+
+def test_a_state_that_nobody_knows_for_a_moment_is_waited_for(server):
+    server.runs["r-1"] = {"run_id": "r-1", "state": "EXPLODED"}
+    looks = Kubeflow(server.host, None).follow("r-1", look_every=0.01)
+    assert not next(looks).known
+    server.runs["r-1"] = {"run_id": "r-1", "state": "SUCCEEDED"}
+    assert [run.state for run in looks] == ["SUCCEEDED"]
+
+
+@pytest.mark.parametrize("time", ["2026-01-01T00:00:00", "9999-12-31T23:59:59-23:00", "2026-01-01T00:00:00+99:00"])
+def test_a_time_that_is_none_of_this_world_ends_in_no_traceback(time, server):
+    there = Kubeflow(server.host, None)
+    server.runs["r-1"] = {"run_id": "r-1", "state": "RUNNING", "created_at": time}
+    with suppress(InputError):
+        there.whole(there.run("r-1"))
+
+
+def test_what_a_server_lists_under_another_name_is_not_taken(server, package):
+    """One that knows no filters lists all that it has."""
+    there = Kubeflow(server.host, None)
+    server.pipelines["p"], server.owned["p"] = [], ""
+    other = '{"pipelines": [{"pipeline_id": "other", "display_name": "q"}, {"pipeline_id": "p", "display_name": "p"}]}'
+    server.bodies = [(200, "application/json", other)]
+    assert there.upload(package, "p")[0] == "p"
+
+
+@pytest.mark.parametrize("limit", ["MOST_BYTES", "MOST_SECONDS"])
+def test_an_answer_that_never_ends_is_given_up(limit, server, monkeypatch):
+    there = Kubeflow(server.host, None)
+    monkeypatch.setattr(connection, limit, 0.05 if limit == "MOST_SECONDS" else 2**16)
+
+    def never_ending(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        with suppress(OSError):
+            while True:
+                handler.wfile.write(b"400\r\n" + b" " * 1024 + b"\r\n")
+
+    monkeypatch.setattr(server.RequestHandlerClass, "do_GET", never_ending)
+    with pytest.raises(InputError, match="was answered with 200 and no end within"):
+        there.run("r-42")
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])

@@ -99,7 +99,7 @@ def test_a_certificate_of_the_sites_own_is_trusted_where_the_environment_says_so
     tls.load_cert_chain(tmp_path / "site.crt", tmp_path / "key")
     server.socket = tls.wrap_socket(server.socket, server_side=True)
     address = server.host.replace("http:", "https:")
-    with pytest.raises(InputError, match="certificate verify failed"):
+    with pytest.raises(InputError, match="its certificate is not accepted"):
         Kubeflow(address, None)
     monkeypatch.setenv(variable, str(tmp_path / "site.crt"))
     assert Kubeflow(address, None).run("r-42").name == "mine"

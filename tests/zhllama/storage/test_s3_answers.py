@@ -39,7 +39,8 @@ class _Store(http.server.BaseHTTPRequestHandler):
             self.send_header("Date", self.date_time_string())
         for name, value in answer.headers:
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if "Content-Length" not in dict(answer.headers):
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -203,6 +204,12 @@ CALLS = {
     "part": lambda uri: storage.Upload(uri, anew=True),
     "uploads": storage.unfinished,
 }
+TAG = '"0123456789abcdef0123456789abcdef"'
+PAGES = (
+    "<html><body>Sign in</body></html>",
+    '<?xml version="1.0"?><!DOCTYPE html><html xmlns="http://www.w3.org/1999/xhtml"><body></body></html>',
+    "<!-- v2 -->\n<!DOCTYPE HTML>\n<HTML></HTML>",
+)
 PAGE = "<html><head><title>301 Moved Permanently</title></head></html>"
 
 
@@ -224,18 +231,134 @@ def test_a_login_page_is_no_store(vendor, s3_store):
 
 
 def test_a_login_page_that_says_200_to_everything_is_no_store(vendor, s3_store):
-    endpoint = vendor(Answer(200, "<html><body>Sign in</body></html>", (("Content-Type", "text/html"),)))
-    for call in ("read", "size", "exists", "write", "writable"):
-        with pytest.raises(InputError, match=f"{endpoint}: what answers there is no S3 server"):
+    for page in PAGES:
+        endpoint = vendor(Answer(200, page, (("Content-Type", "text/html"),)))
+        for call in CALLS.values():
+            with pytest.raises(InputError, match=f"{endpoint}: what answers there is no S3 server"):
+                call(f"{s3_store}/a")
+
+
+def without_reads(method: str, path: str, answer: Answer) -> Answer:
+    """HEAD is answered as for an object; all else as is."""
+    return Answer(200, "", (("ETag", TAG),)) if method == "HEAD" else answer
+
+
+NO_XML = "<html><script>if (a<b && c)</script></html>"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Answer(200), Answer(204), Answer(200, '{"status": "UP"}'), Answer(200, NO_XML)],
+    ids=["nothing", "204", "JSON", "a page that is no XML"],
+)
+def test_what_is_no_answer_to_a_call_is_believed_by_none(vendor, s3_store, answer):
+    """Neither a list without files, which `gc` would act on, nor a copy that nobody made."""
+    vendor(lambda method, path: without_reads(method, path, answer))
+    for call in ("list", "copy", "part", "uploads"):
+        with pytest.raises(StorageFault, match="try again"):
             CALLS[call](f"{s3_store}/a")
+
+
+def test_a_page_in_place_of_a_copied_part_is_none(vendor, s3_store):
+    """Of an object that boto3 copies by parts."""
+
+    def answer(method: str, path: str) -> Answer:
+        if method == "HEAD":
+            return Answer(200, "", (("ETag", TAG), ("x-amz-size", "1"), ("Content-Length", str(20 * 2**20))))
+        if method == "POST":
+            return Answer(200, "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
+        return Answer(204) if method == "DELETE" else Answer(200, PAGES[0])
+
+    vendor(answer)
+    with pytest.raises(InputError, match="what answers there is no S3 server"):
+        storage.copy(f"{s3_store}/a", f"{s3_store}/b")
+
+
+@pytest.mark.parametrize(("code", "kind"), [("InternalError", StorageFault), ("AccessDenied", InputError)])
+def test_a_copy_that_is_200_with_an_error_in_it_is_an_error(vendor, s3_store, code, kind):
+    vendor(lambda method, path: without_reads(method, path, Answer(200, error_body(code, "so it is"))))
+    with pytest.raises(kind, match=f"{code}: so it is"):
+        storage.copy(f"{s3_store}/a", f"{s3_store}/b")
+
+
+@pytest.mark.parametrize("status", [403, 407, 502, 503, 511])
+def test_a_proxys_page_is_said_to_be_one(vendor, s3_store, status):
+    vendor(Answer(status, "<html><head><title>Squid says no</title></head></html>"))
+    for call in ("read", "write", "list", "part"):
+        with pytest.raises((InputError, StorageFault), match=r"a page of HTML \(Squid says no\)") as caught:
+            CALLS[call](f"{s3_store}/a")
+        passes = status in (502, 503)
+        assert isinstance(caught.value, StorageFault if passes else InputError)
+        assert ("NO_PROXY" in str(caught.value)) is not passes
+        assert "AWS_SECRET_ACCESS_KEY" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "code"), [(301, "PermanentRedirect"), (307, "TemporaryRedirect")])
+def test_a_redirect_that_names_no_region_is_followed_nowhere(vendor, s3_store, status, code):
+    """boto3 asks for the bucket's region, is answered likewise, and would ask again until Python's stack is full."""
+    vendor(lambda method, path: Answer(status, "" if method == "HEAD" else error_body(code, "elsewhere")))
+    for call in ("read", "size", "write", "list", "copy", "part"):
+        with pytest.raises((InputError, StorageFault), match=f"{status}|{code}"):
+            CALLS[call](f"{s3_store}/a")
+
+
+def test_the_wait_that_a_server_asks_for_is_waited(vendor, s3_store, monkeypatch):
+    answers = [
+        Answer(503, error_body("SlowDown", "slower"), (("Retry-After", "7"),)),
+        Answer(200, "ok", (("ETag", TAG),)),
+    ]
+    vendor(lambda method, path: answers.pop(0))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    storage.forget_client()
+    slept: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", slept.append)
+    assert storage.read_bytes(f"{s3_store}/a") == b"ok"
+    assert slept == [7]
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("3", 3), ("0", 0), ("99999999", 30), ("Wed, 21 Oct 2026", 0), ("x", 0)])
+def test_no_server_makes_us_wait_for_long(said, seconds):
+    from botocore.exceptions import ClientError
+
+    answer = {"Error": {}, "ResponseMetadata": {"HTTPHeaders": {"Retry-After": said}}}
+    assert s3_errors.wait_asked(ClientError(answer, "GET")) == seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind"),
+    [
+        (204, {"Content-Length": "0"}, "whole range"),
+        (206, {"Content-Range": "bytes 0-4/100"}, "whole"),
+        (206, {"Content-Range": "bytes 10-14/100"}, "range"),
+        (206, {"Content-Range": "bytes 0-9/100"}, "range"),
+        (200, {"Content-Length": "-5"}, "whole range size"),
+        (200, {"Content-Length": "5, 5"}, "whole range size"),
+        (200, {"Content-Length": "9"}, "whole range"),
+        (304, {}, "whole range size"),
+    ],
+)
+def test_an_answer_of_another_length_or_range_gives_no_bytes(vendor, s3_store, monkeypatch, status, headers, kind):
+    vendor(Answer(status, "hello", (("ETag", TAG), *headers.items())))
+    monkeypatch.setenv("ZHLLAMA_S3_TIMEOUT", "1")
+    storage.forget_client()
+    asks = {
+        "whole": storage.read_bytes,
+        "range": lambda uri: storage.read_bytes(uri, 0, 5),
+        "size": storage.size_of,
+    }
+    for ask in kind.split():
+        with pytest.raises((StorageFault, InputError)):
+            asks[ask](f"{s3_store}/a")
 
 
 def test_a_login_page_in_place_of_a_completion_is_none(vendor, s3_store):
     def answer(method: str, path: str) -> Answer:
         if method == "POST":
             begun = "uploads" in path
-            return Answer(200, "<R><UploadId>u</UploadId></R>" if begun else "<html><title>Log in</title></html>")
-        return Answer(200, "", (("ETag", '"1"'),)) if method == "PUT" else Answer(200, "<R></R>")
+            result = "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+            return Answer(200, result if begun else "<html><title>Log in</title></html>")
+        result = "<ListMultipartUploadsResult></ListMultipartUploadsResult>"
+        return Answer(200, "", (("ETag", '"1"'),)) if method == "PUT" else Answer(200, result)
 
     vendor(answer)
     upload = multipart.Upload(f"{s3_store}/a")
@@ -325,6 +448,37 @@ def test_an_upload_whose_kind_of_checksum_is_listed_is_left_without_a_request(ve
     vendor(answer)
     assert storage.Upload(f"{s3_store}/a")._id == "CRC32C"
     assert storage.Upload(f"{s3_store}/a", md5=True)._id == "CRC64NVME"
+
+
+@pytest.mark.parametrize(
+    ("listed", "told", "part"),
+    [
+        ("<ChecksumAlgorithm>SHA256</ChecksumAlgorithm>", "", ""),
+        ("", "<ChecksumAlgorithm>SHA1</ChecksumAlgorithm><ChecksumType>COMPOSITE</ChecksumType>", ""),
+        ("", "<ChecksumAlgorithm>CRC64NVME</ChecksumAlgorithm><ChecksumType>FULL_OBJECT</ChecksumType>", ""),
+        ("", "", "<ChecksumCRC64NVME>AAAAAAAAAAA=</ChecksumCRC64NVME>"),
+        ("", "", "<ChecksumSHA256>47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=</ChecksumSHA256>"),
+        ("<ChecksumAlgorithm>CRC32C</ChecksumAlgorithm><ChecksumType>FULL_OBJECT</ChecksumType>", "", ""),
+        ("", "<ChecksumAlgorithm>CRC32C</ChecksumAlgorithm><ChecksumType>FULL_OBJECT</ChecksumType>", ""),
+    ],
+)
+def test_an_upload_of_another_program_is_known_by_whatever_list_says_so(vendor, s3_store, listed, told, part):
+    """AWS says the kind in both lists, MinIO in that of the parts alone, some with the parts only."""
+    prefix = s3_store.removeprefix("s3://tests/")
+
+    def answer(method: str, path: str) -> Answer:
+        if method == "POST":
+            return Answer(
+                200, "<InitiateMultipartUploadResult><UploadId>new</UploadId></InitiateMultipartUploadResult>"
+            )
+        if "uploadId=" in path:
+            one = f"<Part><PartNumber>1</PartNumber><ETag>{TAG}</ETag><Size>5</Size>{part}</Part>"
+            return Answer(200, f"<ListPartsResult>{told}{one}</ListPartsResult>")
+        one = f"<Key>{prefix}/a</Key><UploadId>old</UploadId><Initiated>2026-01-01T00:00:00Z</Initiated>{listed}"
+        return Answer(200, f"<ListMultipartUploadsResult><Upload>{one}</Upload></ListMultipartUploadsResult>")
+
+    vendor(answer)
+    assert storage.Upload(f"{s3_store}/a")._id == "new"
 
 
 def test_parts_that_were_to_be_kept_of_an_upload_that_takes_no_others_are_dropped_once(proxy, s3_store):
