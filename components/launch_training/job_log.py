@@ -141,8 +141,9 @@ class PodLog:
     def _stream(self, follow: bool, seconds: float = SILENT) -> int:
         """Passes on what a new stream brings; the number of lines that were new."""
         with self._lock:
-            since, repeated = self._passed.since(), self._passed.to_skip()
-            self._repeated.append(repeated)
+            # the log of the container before may be the very one that is open: what it brings is then left out there
+            since, repeated, earlier = self._passed.since(), self._passed.to_skip(), self._passed.to_skip()
+            self._repeated += [repeated, earlier]
         try:
             with closing(self._open(since, seconds, follow="true" if follow else "")) as answer:
                 # asked after the stream began, so that this is the container it comes from, or a later one. None when
@@ -151,7 +152,7 @@ class PodLog:
                 if restarts > self._restarts:
                     try:
                         with closing(self._open(since, seconds, previous="true")) as before:
-                            found = self._pass_on(repeated, before, partial_too=True, old=True)
+                            found = self._pass_on(earlier, before, partial_too=True, old=True)
                     except ApiException as error:
                         if not _none(error):
                             raise
@@ -159,7 +160,7 @@ class PodLog:
                 return found + self._pass_on(repeated, answer, partial_too=not follow)
         finally:
             with self._lock:
-                self._repeated = [one for one in self._repeated if one is not repeated]
+                self._repeated = [one for one in self._repeated if one is not repeated and one is not earlier]
 
     def _pass_on(self, repeated: Counter[bytes], answer: Any, partial_too: bool, old: bool = False) -> int:
         found = 0

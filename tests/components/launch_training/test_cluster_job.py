@@ -675,7 +675,7 @@ def test_a_launcher_without_a_run_id_names_its_job_after_the_run_of_its_pod(clus
 def test_the_last_lines_of_every_attempt_stay_in_the_store(cluster, launch, tmp_path, caplog):
     def operate(job) -> None:
         run(cluster, job, "step 1/2: loss 9.00", "Traceback: a bug")
-        cluster.until(lambda: sum(one.method == "FOLLOW" for one in cluster.asked) == cluster.posts())
+        cluster.until(lambda: len({one.path for one in cluster.asked if one.method == "FOLLOW"}) == cluster.posts())
         give_up(cluster, job)
 
     cluster.on_create = operate
