@@ -148,7 +148,7 @@ class PodLog:
             with closing(self._open(since, seconds, follow="true" if follow else "")) as answer:
                 # asked after the stream began, so that this is the container it comes from, or a later one. None when
                 # the pod has gone: its log, once it is open, is read to its end nevertheless
-                restarts, found = int(self._status().get("restartCount") or 0), 0
+                restarts, found = self._counted_restarts(), 0
                 if restarts > self._restarts:
                     try:
                         with closing(self._open(since, seconds, previous="true")) as before:
@@ -161,6 +161,18 @@ class PodLog:
         finally:
             with self._lock:
                 self._repeated = [one for one in self._repeated if one is not repeated and one is not earlier]
+
+    def _counted_restarts(self) -> int:
+        """Asked again when that fails: what an open stream brings is lost, perhaps for ever, if it is closed unread."""
+        until, pause = time.monotonic() + LAST_LINES_WITHIN, FIRST_WAIT / 4
+        while True:
+            try:
+                return int(self._status().get("restartCount") or 0)
+            except (ApiException, HTTPError, OSError, ValueError):
+                if self._over or time.monotonic() > until:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, LONGEST_WAIT, 2.0)
 
     def _pass_on(self, repeated: Counter[bytes], answer: Any, partial_too: bool, old: bool = False) -> int:
         found = 0

@@ -278,6 +278,21 @@ def test_an_open_log_is_read_to_its_end_though_its_pod_cannot_be_asked_any_more(
     assert "missing" not in caplog.text
 
 
+def test_an_open_log_is_read_though_the_look_at_its_pod_fails(cluster, job):
+    """The pod is gone by the next request: what is closed unread is lost."""
+    logs, pods = iter((None,)), iter((Fault(lose="before"), 503))
+
+    def meet(method: str, path: str) -> Fault | int | None:
+        if path.endswith("/log"):
+            return next(logs, 404)
+        return next(pods, 404) if path.endswith(POD) else None
+
+    cluster.fault = meet
+    cluster.write_log(POD, "fault: a bug")
+    follow(cluster, job)
+    assert finish(cluster, job) == [f"{POD} | fault: a bug"]
+
+
 def test_what_two_streams_bring_at_once_is_passed_on_once(cluster, job, monkeypatch):
     """The one that follows is slow; the one that looks is ahead of it, is cut twice, and then refused."""
     slow, cuts, lines = threading.Event(), iter((200, 400)), job_log._lines
