@@ -84,6 +84,8 @@ class KubernetesServer:
         """A pod's log, `stamp text` by line; the last one may lack its line break."""
         self.previous_logs: dict[str, list[str]] = {}
         """Those of the container that ran before in the pod."""
+        self.told: dict[str, list[str]] = {}
+        """Lines of a pod's log that requests were answered with, by pod: those whose end was sent."""
         self.fault: Callable[[str, str], int | Fault | None] = lambda method, path: None
         """What a request meets in place of its answer, or on the way to it."""
         self.accounts = {TOKEN: Account("zhllama")}
@@ -930,6 +932,7 @@ class _Handler(BaseHTTPRequestHandler):
                 running = logs.get(key) is lines and self._runs(at.path)
             for text in asked.shown(new):
                 self._chunk(text)
+                self.of.told.setdefault(at.name, []).append(text.decode())
             if new:
                 continue
             if not following or not running or self.of.closing:

@@ -96,6 +96,8 @@ class Follower:
             verdict = self._judge_until_over(job, uid, logs, yields, waited)
             # the launcher may have seen enough of a job that itself goes on
             logs.finish(verdict.state not in (State.EXPIRED, State.WRONG_INPUT, State.YIELDED))
+            if verdict.state is State.FAILED and not logs.followed:
+                log.warning("training job %s: no line of its log was heard: no pod of it was seen to run", job.name)
         finally:
             logs.stop()
         return verdict, list(logs.kept)

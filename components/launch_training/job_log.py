@@ -14,14 +14,14 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from zhllama.kubernetes import api as kubernetes_api
-from zhllama.kubernetes.api import plain
+from zhllama.kubernetes.api import plain, short
 from zhllama.kubernetes.job_kinds import JobKind
 from zhllama.kubernetes.pod_state import containers, crash
 from zhllama.stage.log import mask
@@ -68,77 +68,113 @@ class Passed:
 
 
 class PodLog:
-    """One pod's log."""
+    """One pod's log. Two streams may be open at once, the one that follows and, at the end, one that looks: what one
+    of them passes on the other one leaves out."""
 
     def __init__(self, pods: Any, namespace: str, name: str, container: str, logs: "JobLogs") -> None:
         self._pods, self._namespace, self._name, self._container = pods, namespace, name, container
         self._logs, self._passed, self._restarts = logs, Passed(), 0
         self._lock = threading.Lock()
-        # only the stream whose turn it is passes lines on
-        self._turn = 0
-        self._stopped = threading.Event()
-        threading.Thread(target=self._follow, name=f"log of {name}", daemon=True).start()
+        self._repeated: list[Counter[bytes]] = []
+        """What each open stream still brings that was passed on."""
+        self._said = 0
+        self._asks, self._stopped, self._over = threading.Event(), threading.Event(), False
+        self._broke = self.missing = "its pod was gone before it was answered"
+        """Why the last stream that followed has no end, and why the log has none; "" where it has."""
+        self._following = threading.Thread(target=self._follow, name=f"log of {name}", daemon=True)
+        self._following.start()
 
     def _follow(self) -> None:
         pause = FIRST_WAIT
         while not self._stopped.is_set():
+            self._asks.clear()
             try:
-                found = self._stream(0, follow=True)
+                found, self._broke = self._stream(follow=True), ""
             except (ApiException, HTTPError, OSError, ValueError) as error:
                 log.debug("log of %s: %s", self._name, error)
-                found = 0
+                found, self._broke = 0, self._broke if _none(error) else short(error)
             pause = FIRST_WAIT if found else min(pause * 2, LONGEST_WAIT)
-            self._stopped.wait(pause)
+            if not self._stopped.is_set():
+                self._asks.wait(pause)
 
-    def stop(self, turn: int = -1) -> None:
-        """Nothing more is passed on, but by the stream whose turn it is."""
+    def ask(self) -> None:
+        """Something has changed: no pause before the next stream."""
+        self._asks.set()
+
+    def stop(self) -> None:
+        """Nothing more is passed on."""
         self._stopped.set()
+        self._asks.set()
         with self._lock:
-            self._turn = turn
+            self._over = True
 
     def finish(self, deadline: float, to_its_end: bool) -> None:
         """Passes on what is left of the log, until `deadline` (monotonic) at most. to_its_end: of a container that
         still runs, an answer without a new line is not the last."""
-        self.stop(turn=1)
+        self._stopped.set()
+        self._asks.set()
+        self.missing = "no answer in time"
         pause = FIRST_WAIT / 4
         while (left := deadline - time.monotonic()) > 0:
+            said = self._said
+            self._following.join(min(pause, left))
+            if self._following.is_alive() and self._said > said:
+                continue
             try:
                 # asked before the log is: what the container wrote until its end is then in the answer
                 running = to_its_end and "running" in (self._status().get("state") or {})
                 # until nothing new comes: an answer may have been cut short
-                if not self._stream(1, follow=False, seconds=left) and not running:
+                found, self.missing = self._stream(follow=False, seconds=left), ""
+                if not found and not running:
                     return
             except (ApiException, HTTPError, OSError, ValueError) as error:
-                if isinstance(error, ApiException) and error.status in (400, 404):
+                if _none(error):
+                    # the pod has gone: what is open is read to its end nevertheless
+                    self._following.join(max(0.0, deadline - time.monotonic()))
+                    self.missing = self._broke if error.status == 404 else ""
                     return
                 log.debug("log of %s: %s", self._name, error)
+                self.missing = short(error)
             time.sleep(min(pause, max(0.0, left)))
             pause = min(pause * 2, LONGEST_WAIT, 2.0)
 
-    def _stream(self, turn: int, follow: bool, seconds: float = SILENT) -> int:
+    def _stream(self, follow: bool, seconds: float = SILENT) -> int:
         """Passes on what a new stream brings; the number of lines that were new."""
         with self._lock:
-            since = self._passed.since()
-        with closing(self._open(since, seconds, follow="true" if follow else "")) as answer:
-            # asked after the stream began, so that this is the container it comes from, or a later one. None when the
-            # pod has gone: its log, once it is open, is read to its end nevertheless
-            restarts, found = int(self._status().get("restartCount") or 0), 0
-            if restarts > self._restarts:
-                try:
-                    with closing(self._open(since, seconds, previous="true")) as before:
-                        found = self._pass_on(turn, before, partial_too=True, old=True)
-                except ApiException as error:
-                    if error.status not in (400, 404):
-                        raise
-                with self._lock:
-                    if self._turn != turn:
-                        return found
-                    self._restarts = restarts
-            return found + self._pass_on(turn, answer, partial_too=not follow)
+            # the log of the container before may be the very one that is open: what it brings is then left out there
+            since, repeated, earlier = self._passed.since(), self._passed.to_skip(), self._passed.to_skip()
+            self._repeated += [repeated, earlier]
+        try:
+            with closing(self._open(since, seconds, follow="true" if follow else "")) as answer:
+                # asked after the stream began, so that this is the container it comes from, or a later one. None when
+                # the pod has gone: its log, once it is open, is read to its end nevertheless
+                restarts, found = self._counted_restarts(), 0
+                if restarts > self._restarts:
+                    try:
+                        with closing(self._open(since, seconds, previous="true")) as before:
+                            found = self._pass_on(earlier, before, partial_too=True, old=True)
+                    except ApiException as error:
+                        if not _none(error):
+                            raise
+                    self._restarts = max(restarts, self._restarts)
+                return found + self._pass_on(repeated, answer, partial_too=not follow)
+        finally:
+            with self._lock:
+                self._repeated = [one for one in self._repeated if one is not repeated and one is not earlier]
 
-    def _pass_on(self, turn: int, answer: Any, partial_too: bool, old: bool = False) -> int:
-        with self._lock:
-            skip = self._passed.to_skip()
+    def _counted_restarts(self) -> int:
+        """Asked again when that fails: what an open stream brings is lost, perhaps for ever, if it is closed unread."""
+        until, pause = time.monotonic() + LAST_LINES_WITHIN, FIRST_WAIT / 4
+        while True:
+            try:
+                return int(self._status().get("restartCount") or 0)
+            except (ApiException, HTTPError, OSError, ValueError):
+                if self._over or time.monotonic() > until:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, LONGEST_WAIT, 2.0)
+
+    def _pass_on(self, repeated: Counter[bytes], answer: Any, partial_too: bool, old: bool = False) -> int:
         found = 0
         for line in _lines(answer):
             if not (line.endswith(b"\n") or partial_too):
@@ -152,12 +188,16 @@ class PodLog:
                 log.debug("log of %s: %s", self._name, line)
                 continue
             with self._lock:
-                if self._turn != turn:
+                if self._over:
                     return found
-                if skip[line]:
-                    skip[line] -= 1
+                if repeated[line]:
+                    repeated[line] -= 1
                     continue
                 self._passed.add(when, line, old)
+                for other in self._repeated:
+                    if other is not repeated:
+                        other[line] += 1
+                self._said += 1
                 self._logs.say(f"{self._name} | {mask(text.decode(errors='replace'))}")
             found += 1
         return found
@@ -187,6 +227,11 @@ class PodLog:
         return next((dict(one) for one in containers(pod, "containerStatuses") if one["name"] == self._container), {})
 
 
+def _none(error: Exception) -> TypeGuard[ApiException]:
+    """Whether it says that there is no such log, and not that it cannot be had now."""
+    return isinstance(error, ApiException) and error.status in (400, 404)
+
+
 def _lines(answer: Any) -> Iterator[bytes]:
     """The lines of a log, each with its line break, which the last may lack. Of one longer than LONGEST_LINE the start:
     a program that never ends its line takes no memory here."""
@@ -213,7 +258,7 @@ class JobLogs:
     def __init__(self, api: client.ApiClient, kind: JobKind, namespace: str) -> None:
         self._pods = client.CoreV1Api(api)
         self._kind, self._namespace = kind, namespace
-        self._followed: dict[str, PodLog] = {}
+        self.followed: dict[str, PodLog] = {}
         self._lock = threading.Lock()
         self.kept: deque[str] = deque(maxlen=KEPT_LINES)
         """The last lines."""
@@ -223,9 +268,11 @@ class JobLogs:
         for pod in sorted(pods, key=lambda pod: not self._kind.is_first(pod)):
             name, phase = pod["metadata"]["name"], pod.get("status", {}).get("phase")
             # the log of a pod that crashed is gone seconds after the job has failed
-            wanted = len(self._followed) < MOST_FOLLOWED or any(map(crash, containers(pod, "containerStatuses")))
-            if phase in ("Running", "Succeeded", "Failed") and name not in self._followed and wanted:
-                self._followed[name] = PodLog(self._pods, self._namespace, name, self._kind.container, self)
+            wanted = len(self.followed) < MOST_FOLLOWED or any(map(crash, containers(pod, "containerStatuses")))
+            if name in self.followed:
+                self.followed[name].ask()
+            elif phase in ("Running", "Succeeded", "Failed") and wanted:
+                self.followed[name] = PodLog(self._pods, self._namespace, name, self._kind.container, self)
 
     def say(self, line: str) -> None:
         with self._lock:
@@ -238,14 +285,17 @@ class JobLogs:
         deadline = time.monotonic() + LAST_LINES_WITHIN
         threads = [
             threading.Thread(target=one.finish, args=(deadline, job_over), daemon=True)
-            for one in self._followed.values()
+            for one in self.followed.values()
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self.stop()
+        if missing := [(name, one.missing) for name, one in self.followed.items() if one.missing]:
+            (name, why), more = missing[0], len(missing) - 1
+            log.warning("the last lines of %s%s are missing: %s", name, f" and {more} more" if more else "", why)
 
     def stop(self) -> None:
-        for one in self._followed.values():
+        for one in self.followed.values():
             one.stop()

@@ -10,7 +10,10 @@ does, or without. Held for every seed:
 - after a cancel no job is left: the launcher deleted it, or, where it was killed, the run's exit handler, or else the
   reaper (a request to create a job may arrive after both);
 - every launcher comes to its end;
-- a launcher that followed the last job from its beginning passed each of its lines on, once, with the pod's name.
+- a launcher that followed the last job from its beginning passed each line of the jobs' logs on, once, with the pod's
+  name. Of a pod that its operator has deleted, LINGERS seconds after its job failed, nobody can have more than what the
+  API server has answered until then: each line of those answers was passed on, be they cut or not; and what else the
+  pod had written is said to be missing, but where a stream was cut in a way that looks like its end.
 """
 
 import multiprocessing
@@ -32,7 +35,7 @@ from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import JOBS, ROOTS, FakeCluster, finished, warm_up
 from tests.components.launch_training.operators import give_up, name_of, train
-from tests.kubernetes_server import Fault
+from tests.kubernetes_server import Fault, going
 from zhllama.kubernetes import api as kubernetes_api
 from zhllama.stage.program import guarded
 from zhllama.stage.run import run_stage
@@ -41,6 +44,8 @@ ATTEMPTS = 3
 MOST_STARTS = 12
 ENDS_WITHIN = 90
 """Seconds for one launcher: far more than any needs."""
+LINGERS = 0.2
+"""Seconds for which a pod that its operator deletes has a log. A real one had it for two, and waits are cut more."""
 RUN = "run-of-the-soak"
 PACE: tuple[tuple[Any, dict[str, Any]], ...] = (
     (kubernetes_api, {"FIRST_WAIT": 0.01, "LONGEST_WAIT": 0.1, "LONGEST_ASKED": 0.05, "TIMEOUT": (2.0, 1.5)}),
@@ -174,6 +179,9 @@ class _Run:
         self._published = False
         self._ended: dict[str, str] = {}
         self._written: dict[str, list[str]] = {}
+        self._deleted: set[str] = set()
+        self._misled: set[str] = set()
+        """Pods of whose logs a stream was cut as if it had come to its end."""
         self._job_of: dict[str, str] = {}
         self._wrong: list[str] = []
 
@@ -181,6 +189,7 @@ class _Run:
         shutil.rmtree(self._scratch / "store", ignore_errors=True)
         cluster = self._cluster
         cluster.before_create, cluster.on_create, cluster.fault = self._one_at_a_time, self._operate, self._meet
+        cluster.deletes = self._delete_pod
         begun = [threading.Thread(target=self._keep_launching, args=(n,)) for n in range(self._plan.launchers)]
         for one in begun:
             one.start()
@@ -250,9 +259,18 @@ class _Run:
             # one of two may have come when an attempt was over
             theirs = {pod: lines for pod, lines in self._written.items() if f" team/{self._job_of[pod]} " in said}
             for pod, lines in theirs.items():
-                passed = [line.removeprefix(f"{pod} | ") for line in said.splitlines() if line.startswith(f"{pod} | ")]
-                if Counter(passed) != Counter(lines):
-                    lost, more = Counter(lines) - Counter(passed), Counter(passed) - Counter(lines)
+                passed = Counter(
+                    line.removeprefix(f"{pod} | ") for line in said.splitlines() if line.startswith(f"{pod} | ")
+                )
+                lost, more = Counter(lines) - passed, passed - Counter(lines)
+                if lost and pod in self._deleted:
+                    self._counted["lines that went with their pods"] += lost.total()
+                    missing = f"of {pod} are missing: ", f"{self._job_of[pod]}: no line of its log was heard"
+                    if not any(words in said for words in missing) and pod not in self._misled:
+                        self._wrong.append(f"log of {pod}: {lost.total()} lines went unsaid: {said[-2000:]}")
+                    # each has its own text
+                    lost &= Counter({line.split(" ", 1)[1].rstrip("\n") for line in self._cluster.told.get(pod, ())})
+                if lost or more:
                     self._wrong.append(
                         f"log of {pod}: lost {lost.total()} lines ({list(lost)[:3]}), repeated {more.total()} "
                         f"({list(more)[:3]}): {said[-2000:]}"
@@ -309,6 +327,8 @@ class _Run:
             kind = self._chance.choice(kinds)
             self._counted["faults"] += 1
             self._counted[f"faults: {kind}"] += 1
+            if kind == "cut cleanly" and path.endswith("/log"):
+                self._misled.add(path.split("/")[-2])
             return self._fault(kind)
 
     def _cancel(self) -> None:
@@ -382,9 +402,27 @@ class _Run:
                 step(lambda number=number: say(f"again {number}"))
         self._end(job, end, step, restarts)
 
+    def _delete_pod(self, path: str) -> None:
+        """The operator's doing: at once where the job goes on, which has the next one by the same name."""
+        cluster = self._cluster
+        pod = cluster.objects[path]
+        owner = pod["metadata"]["ownerReferences"]
+        if "exitCode" not in str(pod["status"]):
+            cluster.delete(path)
+            return
+        self._deleted.add(name_of(pod))
+
+        def remove() -> None:
+            with cluster.changed:
+                if path in cluster.objects and cluster.objects[path]["metadata"]["ownerReferences"] == owner:
+                    cluster.delete(path)
+
+        going(pod)
+        cluster.put(path, pod)
+        threading.Timer(LINGERS, remove).start()
+
     def _end(self, job: dict[str, Any], end: str, step: Any, restarts: int) -> None:
         cluster, name = self._cluster, name_of(job)
-        done = "Complete" if job["kind"] == "TrainJob" else "Succeeded"
 
         def note() -> None:
             self._ended[name] = end
@@ -397,7 +435,7 @@ class _Run:
             step(publish)
             step(
                 lambda: cluster.set_pod(name, "Succeeded", 0, restarts=restarts),
-                lambda: cluster.set_condition(name, done),
+                lambda: job["kind"] == "TrainJob" and cluster.set_condition(name, "Complete"),
                 note,
             )
         elif end == "failed":

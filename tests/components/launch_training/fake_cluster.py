@@ -5,6 +5,7 @@ What the kubelet would, and the operator of TrainJobs, is done by the test: `clu
 runs in a thread of its own and moves the job on with `set_pod` and `set_condition`.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -66,6 +67,8 @@ class FakeCluster(KubernetesServer):
 
     operates = True
     """Whether there is an operator of PyTorchJobs."""
+    deletes: Callable[[str], Any] | None = None
+    """How a pod goes that the operator deletes (TrainingOperator)."""
     _operator: TrainingOperator | None = None
 
     def operate(self, name: str) -> bool:
@@ -73,7 +76,7 @@ class FakeCluster(KubernetesServer):
         found = self._job(name)
         if not self.operates or found is None or not found[1]["spec"].get("pytorchReplicaSpecs"):
             return False
-        self._operator = self._operator or TrainingOperator(self)
+        self._operator = self._operator or TrainingOperator(self, deletes=self.deletes)
         self._operator.reconcile(name)
         return True
 

@@ -675,7 +675,7 @@ def test_a_launcher_without_a_run_id_names_its_job_after_the_run_of_its_pod(clus
 def test_the_last_lines_of_every_attempt_stay_in_the_store(cluster, launch, tmp_path, caplog):
     def operate(job) -> None:
         run(cluster, job, "step 1/2: loss 9.00", "Traceback: a bug")
-        cluster.until(lambda: sum(one.method == "FOLLOW" for one in cluster.asked) == cluster.posts())
+        cluster.until(lambda: len({one.path for one in cluster.asked if one.method == "FOLLOW"}) == cluster.posts())
         give_up(cluster, job)
 
     cluster.on_create = operate
@@ -688,3 +688,18 @@ def test_the_last_lines_of_every_attempt_stay_in_the_store(cluster, launch, tmp_
         "run-7-lora-a2-master-0 | step 1/2: loss 9.00",
         "run-7-lora-a2-master-0 | Traceback: a bug",
     ]
+
+
+def test_a_log_that_went_with_its_pod_before_the_first_look_is_said_not_to_be_heard(cluster, launch, caplog):
+    failed = threading.Event()
+
+    def operate(job) -> None:
+        run(cluster, job, "Traceback: a bug")
+        give_up(cluster, job)
+        failed.set()
+
+    cluster.on_create = operate
+    cluster.fault = lambda method, path: Fault(hold=failed) if method == "POST" and "networkpolicies" in path else None
+    with pytest.raises(StorageFault):
+        launch(attempts=1)
+    assert "training job run-7-lora-a1: no line of its log was heard: no pod of it was seen to run" in caplog.text

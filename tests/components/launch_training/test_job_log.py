@@ -8,6 +8,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from kubernetes import client
 
 from components.launch_training import job_log
 from components.launch_training.job_log import JobLogs, Passed
-from tests.components.launch_training.fake_cluster import FakeCluster
+from tests.components.launch_training.fake_cluster import ROOTS, FakeCluster
 from tests.kubernetes_server import Fault
 from zhllama.kubernetes.api import connect
 from zhllama.kubernetes.job_kinds import PYTORCHJOB
@@ -140,8 +141,8 @@ def test_a_container_that_was_started_again_is_heard_to_its_last_word(cluster, j
     assert finish(cluster, job, restarts=1) == [f"{POD} | {text}" for text in ("first 1", "first 2", "second 1")]
 
 
-def test_a_stream_that_loses_its_turn_while_it_reads_an_earlier_log_leaves_it_to_the_next(cluster, job):
-    """The job is over while the follower is at the log of the container before: the last look must read it again."""
+def test_two_streams_at_an_earlier_log_pass_its_lines_on_once(cluster, job):
+    """The job is over while the follower is at the log of the container before: the last look reads it too."""
     earlier, last = threading.Event(), threading.Event()
     requests: list[str] = []
 
@@ -259,6 +260,95 @@ def test_a_log_that_is_open_when_its_pod_goes_is_read_to_its_end(cluster, job):
     job.finish()
     assert time.monotonic() - begun < 30
     assert list(job.kept) == [f"{POD} | the last words"]
+
+
+def test_an_open_log_is_read_to_its_end_though_its_pod_cannot_be_asked_any_more(cluster, job, caplog):
+    """The operator has deleted the pod of a job that failed: only what is open still has its last words."""
+    follow(cluster, job)
+    cluster.write_log(POD, "step 1")
+    cluster.until(lambda: len(job.kept) == 1)
+    cluster.fault = lambda method, path: 404 if path.endswith("/log") else None
+    finishing = threading.Thread(target=job.finish)
+    finishing.start()
+    cluster.until(lambda: looks(cluster) > 0)
+    cluster.write_log(POD, "the last words")
+    cluster.remove(f"{ROOTS['Pod']}/{POD}")
+    finishing.join(60)
+    assert list(job.kept) == [f"{POD} | step 1", f"{POD} | the last words"]
+    assert "missing" not in caplog.text
+
+
+def test_an_open_log_is_read_though_the_look_at_its_pod_fails(cluster, job):
+    """The pod is gone by the next request: what is closed unread is lost."""
+    logs, pods = iter((None,)), iter((Fault(lose="before"), 503))
+
+    def meet(method: str, path: str) -> Fault | int | None:
+        if path.endswith("/log"):
+            return next(logs, 404)
+        return next(pods, 404) if path.endswith(POD) else None
+
+    cluster.fault = meet
+    cluster.write_log(POD, "fault: a bug")
+    follow(cluster, job)
+    assert finish(cluster, job) == [f"{POD} | fault: a bug"]
+
+
+def test_what_two_streams_bring_at_once_is_passed_on_once(cluster, job, monkeypatch):
+    """The one that follows is slow; the one that looks is ahead of it, is cut twice, and then refused."""
+    slow, cuts, lines = threading.Event(), iter((200, 400)), job_log._lines
+
+    def held(answer: Any) -> Iterator[bytes]:
+        for number, line in enumerate(lines(answer)):
+            if number == 1 and threading.current_thread().name == f"log of {POD}":
+                slow.wait(60)
+            yield line
+
+    def meet(method: str, path: str) -> Fault | int | None:
+        if method != "GET" or not path.endswith("/log"):
+            return None
+        return Fault(cut=cut) if (cut := next(cuts, 0)) else 404
+
+    monkeypatch.setattr(job_log, "_lines", held)
+    cluster.fault = meet
+    cluster.write_log(POD, *(f"step {number}" for number in range(40)))
+    follow(cluster, job)
+    cluster.until(lambda: len(job.kept) == 1)
+    finishing = threading.Thread(target=finish, args=(cluster, job))
+    finishing.start()
+    cluster.until(lambda: looks(cluster) == 3)
+    assert len(job.kept) > 5
+    slow.set()
+    finishing.join(60)
+    assert list(job.kept) == [f"{POD} | step {number}" for number in range(40)]
+
+
+def test_a_look_at_the_job_ends_the_pause_after_a_stream_that_broke(cluster, job, monkeypatch):
+    """Two seconds after a job has failed its pod is gone: no pause may be longer."""
+    monkeypatch.setattr(job_log, "FIRST_WAIT", 600.0)
+    monkeypatch.setattr(job_log, "LONGEST_WAIT", 600.0)
+    cluster.fault = lambda method, path: 503 if path.endswith("/log") else None
+    cluster.write_log(POD, "fault: a bug")
+    follow(cluster, job)
+    cluster.until(lambda: opened(cluster) == 1)
+    cluster.fault = lambda method, path: None
+    follow(cluster, job)
+    cluster.until(lambda: len(job.kept) == 1, seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("met", "why"),
+    [(503, "503 a fault that the test put here"), (404, "its pod was gone before it was answered")],
+)
+def test_lines_that_cannot_be_had_are_said_to_be_missing(cluster, job, caplog, monkeypatch, met, why):
+    monkeypatch.setattr(job_log, "LAST_LINES_WITHIN", 0.3)
+    cluster.fault = lambda method, path: met if path.endswith("/log") else None
+    cluster.set_pod("run-a1", "Running", index=1)
+    cluster.write_log(POD, "fault: a bug")
+    follow(cluster, job)
+    job.finish()
+    assert [one.getMessage() for one in caplog.records if one.levelname == "WARNING"] == [
+        f"the last lines of {POD} and 1 more are missing: {why}"
+    ]
 
 
 def test_rank_0_is_heard_first_where_there_are_more_pods_than_are_followed(cluster, job, monkeypatch):
