@@ -68,6 +68,7 @@ class _Connection(H11Protocol):
     """In the order in which they began to wait."""
     of_address: ClassVar["collections.Counter[str]"]
     limit: int
+    conn: StrictConnection
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
     _waits_for: tuple[Any, bool] | None = None
