@@ -33,7 +33,10 @@ def ids_of(path: Path, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
         ended = signal.strsignal(-done.returncode) if done.returncode < 0 else ""
         raise ValueError(f"it ended: {ended}" if ended else last[:200])
-    return list(json.loads(done.stdout))
+    told = list(json.loads(done.stdout or "[]"))
+    if len(told) != len(texts):
+        raise ValueError(f"it told the ids of {len(told)} texts, not of {len(texts)}")
+    return told
 
 
 def main() -> None:

@@ -59,6 +59,9 @@ def test_what_it_holds_an_answer_to(schema: dict[str, Any]) -> None:
         ({"type": "string", "pattern": "^a$", "maxLength": 3}, "maxLength"),
         ({"type": "string", "pattern": "a"}, "the pattern 'a'"),
         ({"type": "string", "pattern": "^a|b$"}, "the pattern '^a|b$'"),
+        ({"type": "string", "pattern": "^((a$"}, "the pattern '^((a$'"),
+        ({"type": "string", "pattern": "^)($"}, "the pattern '^)($'"),
+        ({"anyOf": [{"properties": {f"{at}": {} for at in range(100)}}] * 3}, "more than 256 properties"),
         ({"type": "string", "pattern": "^a$b$"}, "the pattern '^a$b$'"),
         ({"type": "string", "pattern": "^a+?$"}, "the pattern '^a+?$'"),
         ({"type": "string", "pattern": "^(?=a)$"}, "the pattern '^(?=a)$'"),
@@ -68,7 +71,7 @@ def test_what_it_holds_an_answer_to(schema: dict[str, Any]) -> None:
         (True, "True"),
         ([], "[]"),
     ],
-    ids=str,
+    ids=lambda given: str(given)[:50],
 )  # fmt: skip
 def test_any_other_word_is_named(schema: Any, word: str) -> None:
     assert unread(schema) == word
