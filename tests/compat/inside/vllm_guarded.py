@@ -21,7 +21,8 @@ STEERING = re.compile(r"pause|abort|sleep|wake|rpc|weight|scal|lora|profile|docs
 NEAR = (
     "/", "//v1/models", "/./v1/models", "/health/../v1/models", "/health/%2e%2e/v1/models", "/%76%31/models",
     "/V1/models", "/v1%2fmodels", "http://a/v1/models", "/health/", "/health;/v1/models", "/health%00", "/health%20",
-    "/metrics/x", "/metrics//", "/metrics/%2e%2e/pause", "*", "/pause", "/abort_requests", "/sleep", "/v1/realtime", "/v1/models/",
+    "/metrics/x", "/metrics//", "/metrics/%2e%2e/pause", "*", "/pause", "/abort_requests", "/sleep",
+    "/v1/realtime", "/v1/models/",
 )  # fmt: skip
 WRONG: tuple[dict[str, str], ...] = (
     {}, {"Authorization": ""}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"Authorization": KEY},
@@ -89,7 +90,7 @@ def _attacked(port: int, of: str, paths: list[str]) -> list[str]:
         for method in ("GET", "POST", "PUT", "DELETE", "HEAD", "TRACE"):
             if path in OPEN and method in ("GET", "HEAD"):
                 continue
-            for headers in WRONG:
+            for headers in WRONG if method == "POST" else WRONG[:1]:
                 status, _ = ask(port, method, path, list(headers.items()), b"{}")
                 assert status == 401, f"{method} {path} {headers}: {status}"
             twice = [("Authorization", "Bearer x"), *RIGHT.items()]
