@@ -8,12 +8,13 @@ use against SentencePiece's ids. Exit 0: fit; 2: not, with one line that says wh
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.serve import vllm_guard
+from components.serve.gguf_ids import ids_of
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
@@ -206,22 +207,19 @@ def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
 
 def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
     """InputError where llama.cpp gives other ids than training, for text and for a question."""
-    import jinja2
-    import llama_cpp
-
     mend = "export the model again; with tied scores (--scores zero) no engine can agree"
+    questions = [(chat.text(messages), wanted) for messages, wanted in conversations(chat, where, mend)]
+    # an empty text is BOS alone; llama.cpp's own binding cannot be asked for it
+    lines = [line for line in LINES if line]
     try:
-        opened = llama_cpp.Llama(model_path=str(path), vocab_only=True, verbose=False)
-    except (ValueError, jinja2.TemplateError, RecursionError) as error:
+        told = ids_of(path, [*((line, False) for line in lines), *((text, True) for text, _ in questions)])
+    except ValueError as error:
         raise InputError(f"{where}: llama.cpp does not read it ({error}); export or fetch it again") from error
-    with closing(opened) as model:
-        for line in LINES:
-            # an empty text is BOS alone; llama.cpp's own binding cannot be asked for it
-            if line and model.tokenize(line.encode(), add_bos=True) != [encoder.bos, *encoder.encode(line)]:
-                raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for {line!r}; {mend}")
-        for messages, wanted in conversations(chat, where, mend):
-            if model.tokenize(chat.text(messages).encode(), add_bos=False, special=True) != wanted:
-                raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for a question; {mend}")
+    for line, ids in zip(lines, told):
+        if ids != [encoder.bos, *encoder.encode(line)]:
+            raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for {line!r}; {mend}")
+    if told[len(lines) :] != [wanted for _, wanted in questions]:
+        raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for a question; {mend}")
 
 
 @contextmanager

@@ -3,13 +3,15 @@
 uvicorn waits for ever for a header, for a body, and for a client that does not read on. Here each has its time; where
 there is no more room the connection goes that has waited longest without being answered: half-sent requests, however
 many, keep nobody out. Looked at instead: hypercorn (times, no limits of connections), granian (times for headers, in
-processes of its own), httptools below uvicorn (the same gaps).
+processes of its own), httptools below uvicorn (the same gaps). What is no request, or could be read as two
+(framing.py), gets 400 and the end of its connection.
 """
 
 import asyncio
 import collections
 import errno
 import ipaddress
+import json
 import logging
 import resource
 import time
@@ -18,7 +20,8 @@ from typing import Any, ClassVar
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from components.serve.requests import LONGEST_BODY
+from components.serve.framing import StrictConnection
+from components.serve.requests import LONGEST_BODY, ApiError
 
 log = logging.getLogger("serve")
 
@@ -30,8 +33,12 @@ STALLED_SECONDS = 30.0
 """In which a client has to read some ten kilobytes of what waits for it."""
 MOST = 2_000
 """Connections, where descriptors allow: each may need one more to the engine."""
+LONGEST_HEAD = 2**16
 _SPARE = 96
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_UNREADABLE = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+)
 
 
 def room() -> int:
@@ -61,14 +68,17 @@ class _Connection(H11Protocol):
     """In the order in which they began to wait."""
     of_address: ClassVar["collections.Counter[str]"]
     limit: int
+    conn: StrictConnection
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
     _waits_for: tuple[Any, bool] | None = None
     _thrown_away = 0
+    _refused = False
     _address = ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.conn = StrictConnection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         self._address = self.client[0] if self.client else ""
         self.everyone[self] = None
         self.of_address[self._address] += 1
@@ -103,13 +113,17 @@ class _Connection(H11Protocol):
     @property
     def is_answered(self) -> bool:
         """Whether its request is whole, and the answer is not."""
-        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        whole = self.cycle is not None and not self.cycle.more_body
+        return whole and not self.cycle.response_complete and not self._refused
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        super().data_received(data)
-        if self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
+        if not self._refused:
+            super().data_received(data)
+        if self._refused or (
+            self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY
+        ):
             self._thrown_away += len(data)
             if self._thrown_away > LONGEST_BODY:
                 self.transport.abort()
@@ -117,14 +131,26 @@ class _Connection(H11Protocol):
             self._thrown_away = 0
         self._wait()
 
+    def send_400_response(self, msg: str) -> None:
+        """To what is no request, unless an answer has begun."""
+        self._refused = True
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(ApiError(400, f"this is no HTTP request that can be read: {self.conn.why}").body).encode()
+            self.transport.write(_UNREADABLE % len(body) + body)
+        # what is still coming is thrown away: who is cut off while sending does not read the answer
+        self.transport.write_eof()
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._wait()
 
     def _wait(self) -> None:
         """Sets the time for what is to come next: a header, a body or its rest; an answer takes as long as it takes."""
-        working = self.cycle is not None and not self.cycle.response_complete
-        sending = self.cycle is not None and self.conn.their_state is h11.SEND_BODY
+        working = self.cycle is not None and not self.cycle.response_complete and not self._refused
+        sending = self._refused or (self.cycle is not None and self.conn.their_state is h11.SEND_BODY)
         if self._waits_for == (waits_for := (self.cycle if working else None, sending)):
             return
         self._waits_for = waits_for

@@ -102,11 +102,16 @@ class EngineProcess:
         transport = httpx2.HTTPTransport(uds=self.socket)
         return httpx2.Client(base_url="http://engine", transport=transport, timeout=WATCH_SECONDS, trust_env=False)
 
+    def _ask(self, client: httpx2.Client) -> None:
+        """httpx2.HTTPError unless it is well. What else it says is not read: it may have no end."""
+        with client.stream("GET", self._engine.health) as answer:
+            answer.raise_for_status()
+
     def _until_healthy(self) -> None:
         try:
             with self._client() as client:
                 with_retries(
-                    lambda: client.get(self._engine.health).raise_for_status(),
+                    lambda: self._ask(client),
                     lambda error: isinstance(error, httpx2.HTTPError),
                     seconds=START_SECONDS, first=0.1, longest=0.1,
                     goes_on=lambda: self.alive and not self._stopping.is_set(),
@@ -160,7 +165,7 @@ class EngineProcess:
                     self._process.wait(WATCH_SECONDS)
                     return
                 try:
-                    client.get(self._engine.health).raise_for_status()
+                    self._ask(client)
                     heard = time.monotonic()
                 except httpx2.HTTPError:
                     if time.monotonic() - heard > HUNG_SECONDS:

@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.serve.answer_format import in_llama_cpps_words, in_vllms_words
 from components.serve.fields import OF_LLAMA_CPP, OF_VLLM, Schema
 from components.serve.options import EngineName
 from zhllama.artifacts.cache import materialize
@@ -52,12 +53,16 @@ class Engine:
     """What it calls a field, where that is another name."""
     keeps_stop: bool = False
     """Whether an answer holds the text that was to stop it."""
+    form: Callable[[dict[str, Any]], None] | None = None
+    """Puts what form the answer shall have into its words."""
     generation: Mapping[str, Any] | None = None
     """The model's generation settings, where the engine takes some fields in a JSON text of all settings alone."""
 
     def request(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A request in its own words."""
         made = {self.names.get(name, name): value for name, value in {**self.defaults, **body}.items()}
+        if self.form is not None:
+            self.form(made)
         if self.generation is not None:
             own = {name: made.pop(name) for name in _OF_TRANSFORMERS if name in made}
             if "sequence_bias" in own:
@@ -99,15 +104,16 @@ def llama_cpp_engine(file: Path, name: str, positions: int) -> Engine:
     defaults, names = {**_recipe(), "min_p": 0.0}, {"repetition_penalty": "repeat_penalty"}
     # /v1/models waits for the request before it
     return Engine(
-        "llama.cpp", file.parent, command, "/docs", defaults, refuses=refuses, names=names, takes=OF_LLAMA_CPP
-    )
+        "llama.cpp", file.parent, command, "/docs", defaults, refuses=refuses, names=names, takes=OF_LLAMA_CPP,
+        form=in_llama_cpps_words,
+    )  # fmt: skip
 
 
 def vllm_engine(folder: Path, name: str, positions: int) -> Engine:
     """vLLM's server on `folder/name`, in the Python that vLLM is installed in."""
     command = [vllm_program() or "vllm", "serve", str(folder / name), "--served-model-name", name]
     command += ["--max-model-len", str(positions), *vllm_sampling()]
-    return Engine("vllm", folder, command, "/health", metrics="/metrics", takes=OF_VLLM)
+    return Engine("vllm", folder, command, "/health", metrics="/metrics", takes=OF_VLLM, form=in_vllms_words)
 
 
 def vllm_program() -> str | None:

@@ -5,7 +5,10 @@ what a conversation needs, and below what would keep the server or an engine bus
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+
+from zhllama.artifacts.json_file import value_of
 
 Schema = Mapping[str, Any]
 """JSON Schema, as far as `fits` knows it. `description`: what a value must be, the end of the line that refuses it."""
@@ -51,6 +54,8 @@ OBJECT: Schema = {
     "type": "object",
     "description": f"an object, of {LONGEST_TEXT:,} characters and {DEEPEST} levels at most, what it repeats counted",
 }
+JSON_TEXT = text(LONGEST_TEXT)
+"""An OBJECT as a text, with its bounds."""
 IDS = several(whole(0, 2**31), 4_096, "ids")
 WORDS = several(text(LONGEST_TEXT), 1_024, "texts")
 
@@ -164,7 +169,10 @@ OF_VLLM: dict[str, Schema] = {
     "priority": whole(-(2**31), 2**31),
     **dict.fromkeys(("guided_regex", "guided_grammar"), text(LONGEST_TEXT)),
     "guided_choice": WORDS,
-    "guided_json": {"anyOf": [text(LONGEST_TEXT), OBJECT], "description": "a schema, as an object or a text"},
+    "guided_json": {
+        "anyOf": [JSON_TEXT, OBJECT],
+        "description": f"a schema, as an object or its text, {OBJECT['description'].partition(', ')[2]}",
+    },
     **dict.fromkeys(("structured_outputs", "chat_template_kwargs"), OBJECT),
 }  # fmt: skip
 
@@ -185,7 +193,8 @@ def fits(value: Any, schema: Schema) -> bool:
     if kind in ("integer", "number"):
         return bool(schema["minimum"] <= value <= schema["maximum"])
     if kind == "string":
-        return schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
+        size = schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value))
+        return size and (schema is not JSON_TEXT or _is_small(value))
     if kind == "array":
         size = schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
         return size and all(fits(one, schema["items"]) for one in value)
@@ -219,5 +228,9 @@ def _is_small(value: Any) -> bool:
                 found += one.values()
             elif isinstance(one, list):
                 found += one
+            elif isinstance(one, str) and one.lstrip()[:1] in ("{", "["):
+                # engines take a schema as its text too
+                with suppress(ValueError):
+                    found.append(value_of(one))
         level = found
     return not level

@@ -34,6 +34,7 @@ from components.serve.page import HEADERS, PATHS, page_routes
 from components.serve.requests import ApiError, Limits, Validated
 from components.serve.stop import Cut
 from zhllama.artifacts.json_file import value_of
+from zhllama.bounded_answers import bounded, uncompressed
 
 log = logging.getLogger("serve")
 Checked = TypeVar("Checked")
@@ -45,7 +46,6 @@ OPEN = ("/health", "/metrics")
 ANSWER_SECONDS = 3600.0
 """Between two signs of an engine at a request; one that hangs as a whole is ended long before (engine_process.py)."""
 HEALTH_SECONDS = 5.0
-LONGEST_ANSWER = 64 * 2**20
 MOST_BODIES = 64 * 2**20
 """Bytes of bodies that are held at one time."""
 CHECKED_AT_ONCE = 4
@@ -85,7 +85,10 @@ class Gateway:
         # how many there are, the connections of clients say; an engine that does not even accept is gone
         transport = httpx2.AsyncHTTPTransport(uds=socket, limits=httpx2.Limits(), trust_env=False)
         timeout = httpx2.Timeout(ANSWER_SECONDS, connect=10)
-        self._client = httpx2.AsyncClient(base_url=address, transport=transport, timeout=timeout, trust_env=False)
+        bounds: Any = {"response": [bounded], "request": [uncompressed]}
+        self._client = httpx2.AsyncClient(
+            base_url=address, transport=transport, timeout=timeout, trust_env=False, event_hooks=bounds
+        )
         # reading JSON and templates is Python's work: more at a time would only take memory
         self._checking = anyio.CapacityLimiter(CHECKED_AT_ONCE)
 
@@ -143,7 +146,7 @@ class Gateway:
         elsewhere."""
         headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
-            if name in (b"host", b"origin", b"authorization") and name in headers:
+            if name in (b"host", b"origin", b"authorization", b"content-type") and name in headers:
                 return ApiError(400, f"the header {name.decode()} is there twice")
             headers[name] = value
         host = headers.get(b"host", b"").decode("latin-1")
@@ -236,7 +239,7 @@ class Gateway:
     async def _value(self, path: str, asked: Validated, record: Record, cut: Cut) -> Any:
         upstream = await self._send(path, asked, record)
         try:
-            value = value_of(await _whole(upstream))
+            value = value_of(await upstream.aread())
             cut.event(value)
             record.answer_tokens = int((value.get("usage") or {}).get("completion_tokens", 0))
         except (httpx2.HTTPError, ValueError, TypeError, AttributeError) as error:
@@ -261,8 +264,8 @@ class Gateway:
         if upstream.status_code == 200:
             return upstream
         try:
-            said = (await _whole(upstream))[:2000].decode(errors="replace")
-        except (httpx2.HTTPError, ValueError):
+            said = (await upstream.aread())[:2000].decode(errors="replace")
+        except httpx2.HTTPError:
             said = ""
         finally:
             await upstream.aclose()
@@ -363,21 +366,10 @@ async def _lines(upstream: httpx2.Response) -> AsyncIterator[bytes]:
     rest = b""
     async for chunk in upstream.aiter_bytes():
         *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > requests.LONGEST_BODY:
-            raise ValueError("a line of it does not end")
         for line in lines:
             yield line
     if rest:
         yield rest
-
-
-async def _whole(upstream: httpx2.Response) -> bytes:
-    content = bytearray()
-    async for chunk in upstream.aiter_bytes():
-        content += chunk
-        if len(content) > LONGEST_ANSWER:
-            raise ValueError("it does not end")
-    return bytes(content)
 
 
 def _name_in(address: str) -> str | None:

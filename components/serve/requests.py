@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
 
-from components.serve import fields
+from components.serve import answer_format, fields
 from components.serve.fields import Schema
 from zhllama.artifacts.json_file import STRICT, value_of
 from zhllama.errors import InputError
@@ -217,8 +217,8 @@ def _asked(body: dict[str, Any], ids: list[int], limits: Limits) -> Validated:
     _check_bias(body.get("logit_bias", {}), limits.chat.encoder.size)
     for name in ("n", "best_of"):
         body.pop(name, None)
-    if body.get("response_format") == {"type": "text"}:
-        del body["response_format"]
+    if wrong := answer_format.said_once(body, "structured_outputs" in limits.takes):
+        raise ApiError(400, wrong, next(name for name in answer_format.FORMS if name in body))
     for name in limits.refuses:
         if body.pop(name, None):
             raise ApiError(400, f"{name} is not something that this engine can do", name)

@@ -15,12 +15,13 @@ from typing import Any
 KEY_FILE = "/etc/zhllama-api-key/API_KEY"
 OPEN = ("/health", "/metrics", "/metrics/")
 """What asks for no key: probes and Prometheus have none."""
-BELOW = ("/v1/", "/v2/", "/inference/", "/cohere/")
+BELOW = ("/v1/", "/v2/", "/cohere/")
+STEERING = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 SERVED = (
     "/tokenize", "/detokenize", "/version", "/ping", "/load", "/invocations", "/score", "/rerank", "/classify",
-    "/pooling",
+    "/pooling", "/generative_scoring", "/inference/v1/generate",
 )  # fmt: skip
-"""What is there for the key's holder, beside what is below BELOW."""
+"""What is there for the key's holder, beside what is below BELOW and not STEERING."""
 
 
 class Guard:
@@ -55,7 +56,7 @@ class Guard:
         path, method = scope["path"], scope.get("method", "")
         if path in OPEN and method in ("GET", "HEAD"):
             return 0
-        there = path in SERVED or path.startswith(BELOW)
+        there = path in SERVED or (path.startswith(BELOW) and path.rstrip("/") not in STEERING)
         if there and method == "OPTIONS":
             # a browser's question, which carries no key: vLLM says which pages may ask, and nothing else
             return 0

