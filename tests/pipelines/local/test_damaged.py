@@ -3,6 +3,7 @@
 import copy
 import datetime
 import os
+import re
 import subprocess
 import sys
 import time
@@ -132,6 +133,23 @@ def planned_or_refused(documents: list[Any]) -> bool:
         for name in (*node.component.output_parameters, *node.component.output_artifacts):
             assert Path("/work/outputs", name).resolve().parent == Path("/work/outputs")
     return True
+
+
+@pytest.mark.parametrize(
+    "name", ["PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES", "PYTHONPATH", "PYTHONSTARTUP",
+             "PYTHONWARNINGS", "PYTHONHOME", "BASH_ENV", "BASH_FUNC_python%%", "ENV", "NODE_OPTIONS"],
+)  # fmt: skip
+def test_a_variable_that_makes_another_program_of_a_command_is_refused_by_name(documents: list[Any], name: str) -> None:
+    made = copy.deepcopy(documents)
+    (variables,) = [
+        one["container"]["env"] for one in made[0]["deploymentSpec"]["executors"].values() if "env" in one["container"]
+    ]
+    variables[0]["name"] = name
+    said = f"it sets {re.escape(name)}: it decides which program or module a command is"
+    with pytest.raises(InputError, match=said):
+        parse_package(made, "here")
+    variables[0]["name"] = "PYTHONUNBUFFERED"
+    parse_package(made, "here")
 
 
 def test_the_whole_one_is_planned(documents: list[Any]) -> None:
