@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
-from zhllama.stage.log import leave_last_line, mask, set_up_logging
+from zhllama.secret_text import mask
+from zhllama.stage.log import leave_last_line, set_up_logging
 from zhllama.stage.tls import take_secrets, trust_site
 from zhllama.terminal import VisibleText, say
 
