@@ -5,9 +5,12 @@ them beside the public authorities. The proxy comes from a secret, as variables.
 variables would stand a dozen times in a Workflow (a megabyte at most), and KFP's launcher would take our S3 keys.
 """
 
+import atexit
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from zhllama.errors import InputError
@@ -57,10 +60,20 @@ def trust_site() -> None:
 def _written(certificates: str, path: str = "") -> str:
     """The file that holds them: at `path`, or one of its own."""
     if not path:
-        handle, path = tempfile.mkstemp(prefix="zhllama-ca-", suffix=".pem")
+        handle, path = tempfile.mkstemp(suffix=".pem", dir=_folder())
         os.close(handle)
     Path(path).write_text(certificates, encoding="utf-8")
     return path
+
+
+@cache
+def _folder() -> str:
+    """Of this process's own, gone at its end."""
+    from zhllama.storage.private import temporary_folder
+
+    held = ExitStack()
+    atexit.register(held.close)
+    return held.enter_context(temporary_folder())
 
 
 def _certificates(path: Path) -> str:
