@@ -20,7 +20,7 @@ WAITING = {
     "cancel": ("cancel", "a-run", "--host", "http://{address}"),
     "reap": ("reap",),
     "chat": ("chat", "--model", "s3://bucket/a/manifest.json"),
-    "a stage": ("components.convert_weights", "--model", "s3://bucket/a", "--store", "s3://bucket/b"),
+    "a stage": ("components.convert_weights", "--weights", "s3://bucket/a", "--store", "s3://bucket/b"),
 }
 """What asks a server that does not answer."""
 
