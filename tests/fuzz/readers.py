@@ -510,7 +510,7 @@ def _checkpoint() -> list[bytes]:
 
 def _journal() -> list[dict[str, Any]]:
     sent = {"request": 0, "attempt": 1, "prompt_tokens": 10, "answer_tokens": 20}
-    told = [
+    told: list[dict[str, Any]] = [
         {"event": "dialect", "dialect": {"a": 1}},
         {"event": "sent", **sent},
         {"event": "answered", **sent, "model": "m", "content": "[]"},
