@@ -20,7 +20,6 @@ from pipelines.shape import Shape, shape_of
 from pipelines.sizes import SIZED, Size
 from zhllama import storage
 from zhllama.errors import InputError
-from zhllama.kubernetes.names import server_name
 from zhllama.kubernetes.pod_settings import pod_settings
 from zhllama.kubernetes.pods import uid
 from zhllama.stage.command_line import nearest
@@ -183,13 +182,8 @@ def typed_value(name: str, value: Any, where: str) -> Value:
         near = nearest(str(value), setting.choices)
         raise InputError(f"{where}: {value!r}{near}; use {' or '.join(filter(None, setting.choices))}")
     checked: Any = value
-    if name != "evaluation_gpus":
-        # what is written into pods, as the sizes' files are checked
-        sizes.check_pod(name, checked, where)
-    if name == "serve_name" and (wrong := server_name(checked)):
-        raise InputError(f"{where}: {checked!r} {wrong}")
-    if name == "evaluation_gpus" and not (checked.isascii() and checked.isdigit()):
-        raise InputError(f"{where}: {checked!r} is no number of GPUs; write 1 or 0")
+    # what is written into pods, as the sizes' files are checked
+    sizes.check_pod(name, checked, where)
     if setting.address or name == "store":
         check_addresses(checked, where)
     if name == "run_as_user":

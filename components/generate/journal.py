@@ -49,7 +49,8 @@ def store_journal(root: str, asked: Sequence[str]) -> Iterator[Journal]:
         batches += 1
 
     while (content := storage.read_or_none(place(batches))) is not None:
-        found += json.loads(content)
+        there = _parsed(content)
+        found += there if isinstance(there, list) else [None]
         batches += 1
     yield _answered(found, asked), keep
     for batch in range(batches):
@@ -69,7 +70,7 @@ def file_journal(path: Path, key: str, asked: Sequence[str]) -> Iterator[Journal
         # lines without a mark are nothing that could be gone on with
         growing.unlink(missing_ok=True)
         storage.write_bytes(str(mark.absolute()), key.encode())
-    elif mark.read_text() != key:
+    elif mark.read_bytes() != key.encode():
         raise InputError(
             f"--answers {path}: it was begun with another model or other settings; give another name, or delete it "
             f"and {mark.name}"

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zhllama.errors import InputError
+
 YIELD = 0.8
 """Of the items that are asked for, how many are usually kept; the estimate's guess until answers have come."""
 TOKENS_PER_BYTE, TOKENS_PER_ITEM = 0.3, 220
@@ -24,6 +26,10 @@ class Tokens:
 
     prompt: int = 0
     answer: int = 0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.prompt, int | float) and isinstance(self.answer, int | float)):
+            raise TypeError(f"{self.prompt!r:.20}, {self.answer!r:.20}: no numbers of tokens")
 
     def __add__(self, other: "Tokens") -> "Tokens":
         return Tokens(self.prompt + other.prompt, self.answer + other.answer)
@@ -142,7 +148,7 @@ class Ledger:
                 else:
                     self.billed += Tokens(record["prompt_tokens"], record["answer_tokens"])
                 self.models.update(filter(None, [record.get("model")]))
-                self.settled.setdefault(record["request"], record["content"])
+                self.settled.setdefault(record["request"], _text(record["content"]))
             case "given up":
                 self.settled.setdefault(record["request"], "")
             case event:
@@ -153,11 +159,22 @@ class Ledger:
         self.open[number, attempt] = Tokens(prompt, answer)
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.20}: no text")
+    return value
+
+
 def replayed(records: list[dict[str, Any]]) -> Ledger:
     """The ledger of a journal. What was open when its process ended stays charged, and will never be seen."""
     ledger = Ledger()
-    for record in records:
-        ledger.apply(record)
+    for number, record in enumerate(records, start=1):
+        try:
+            ledger.apply(record)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            # left out, what it stands for would be paid for again
+            said = f"the journal's line {number} ({record['event']:.40}: {error!r:.80}) is damaged or a newer release's"
+            raise InputError(f"{said}; go on with the release that wrote it, or give another --seed") from error
     in_batches = {sent for batch in ledger.batches.values() for sent in batch.attempts.items()}
     for sent in ledger.open.keys() - in_batches:
         ledger.unseen += ledger.open.pop(sent)

@@ -160,7 +160,7 @@ class Launch:
         if not has_ended(found):
             try:
                 self._cluster.create_policy(job, found)
-            except (ApiException, InputError):
+            except (ApiException, InputError, StorageFault):
                 # no second half an hour, where the server is away by now
                 deletion = Deletion(self._cluster, job.namespace, self._selector)
                 deletion.delete(job.name, found["metadata"]["uid"])

@@ -16,7 +16,7 @@ from kubernetes import watch
 from components.launch_training.cluster import Cluster
 from components.launch_training.job_log import JobLogs
 from components.launch_training.job_state import State, Verdict, already, in_time, judge, repeats, without_counts
-from zhllama.errors import EXIT_CANCELLED, StorageFault
+from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
 from zhllama.kubernetes import api as kubernetes_api
 from zhllama.kubernetes.job_kinds import true_conditions
 from zhllama.kubernetes.training_job import TrainingJob
@@ -31,6 +31,11 @@ FIRST_REWATCH, LONGEST_REWATCH = 0.5, 15.0
 """Seconds between a watch's end and the next one."""
 SETTLED = 3.0
 """Seconds after which a job is looked at again in any case: another run's of the same second is there by then."""
+REFUSED_WITHIN = 300.0
+"""Seconds for which an account that could look at its job may be refused to: an API server that has just started knows
+no Role yet, and one that is applied anew is away for a moment."""
+REFUSED_EVERY = 5.0
+"""Seconds after which it then looks again."""
 MOST_ASKED = 8
 """Pods that do not start whose events are read: they mostly say the same."""
 
@@ -111,29 +116,47 @@ class Follower:
         spent[State.WAITING] = waited
         seen_pods: dict[str, dict[str, Any]] = {}
         settled = time.monotonic() + SETTLED
+        refused_since = 0.0
         while True:
-            found = self._cluster.read(job)
-            if found is not None:
-                # of an unknown uid: the one that is there
-                uid = uid or found["metadata"]["uid"]
-                # another one: deleted, and made again by another launcher
-                found = found if found["metadata"]["uid"] == uid else None
-            pods, told_by, warnings = [], [], list[str]()
-            if found is not None:
-                pods = told_by = self._cluster.pods(job, uid)
-                logs.follow(pods)
-                # two seconds after a job has failed its pods are gone, and with them what they said
-                seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
-                if "Failed" in true_conditions(found):
-                    told_by = list(seen_pods.values())
-                starting = [pod["metadata"] for pod in told_by if (pod.get("status") or {}).get("phase") == "Pending"]
-                asked = {metadata["name"]: metadata.get("uid", "") for metadata in starting[:MOST_ASKED]}
-                warnings = self._cluster.warnings(job, uid, asked)
+            pods, told_by, warnings, gives_way = [], [], list[str](), False
+            try:
+                found = self._cluster.read(job)
+                if found is not None:
+                    # of an unknown uid: the one that is there
+                    uid = uid or found["metadata"]["uid"]
+                    # another one: deleted, and made again by another launcher
+                    found = found if found["metadata"]["uid"] == uid else None
+                if found is not None:
+                    pods = told_by = self._cluster.pods(job, uid)
+                    logs.follow(pods)
+                    # two seconds after a job has failed its pods are gone, and with them what they said
+                    seen_pods |= {pod["metadata"]["name"]: pod for pod in pods}
+                    if "Failed" in true_conditions(found):
+                        told_by = list(seen_pods.values())
+                    pending = [
+                        pod["metadata"] for pod in told_by if (pod.get("status") or {}).get("phase") == "Pending"
+                    ]
+                    asked = {metadata["name"]: metadata.get("uid", "") for metadata in pending[:MOST_ASKED]}
+                    warnings = self._cluster.warnings(job, uid, asked)
+                    gives_way = yields()
+            except InputError as error:
+                now = time.monotonic()
+                if not looked or now - (refused_since or now) > REFUSED_WITHIN:
+                    raise
+                if not refused_since:
+                    log.warning("training job %s: %s; looking again for %.0f s", job.name, error, REFUSED_WITHIN)
+                refused_since = refused_since or now
+                self.sleep(REFUSED_EVERY)
+                continue
+            refused_since = 0.0
             seen = self._believed(judge(found, told_by, warnings), pods)
             now = time.monotonic()
             if looked:
                 spent[state] += now - looked
                 stuck_for += now - looked if stuck else 0.0
+                if seen.state is State.RUNNING:
+                    # what keeps it after a restart is another matter
+                    stuck_for = 0.0
             else:
                 spent[seen.state] += already(found, seen.state, datetime.now(UTC))
             verdict = in_time(seen, spent[seen.state], job, self._waiting, stuck_for, self._starting)
@@ -149,7 +172,7 @@ class Follower:
                 if state is State.GONE and self._cancelled():
                     raise SystemExit(EXIT_CANCELLED)
                 return verdict
-            if yields():
+            if gives_way:
                 return Verdict(State.YIELDED)
             for warning in warnings:
                 if (cause := without_counts(warning)) not in said:

@@ -24,7 +24,7 @@ from zhllama.kubernetes import api as kubernetes_api
 from zhllama.kubernetes.api import plain, short
 from zhllama.kubernetes.job_kinds import JobKind
 from zhllama.kubernetes.pod_state import containers, crash
-from zhllama.stage.log import mask
+from zhllama.secret_text import mask
 from zhllama.terminal import say
 
 log = logging.getLogger("launch")

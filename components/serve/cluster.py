@@ -22,7 +22,7 @@ from zhllama.kubernetes.api import ACCOUNT, SAY_EVERY, call, connect, plain, sho
 from zhllama.kubernetes.model_server import OURS, PORT
 from zhllama.kubernetes.pod_state import matter_of
 from zhllama.kubernetes.refusals import Asker, wants_room
-from zhllama.stage.log import mask
+from zhllama.secret_text import mask
 
 log = logging.getLogger("deploy")
 

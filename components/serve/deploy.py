@@ -25,7 +25,7 @@ from zhllama.kubernetes.model_server import CLIENTS_LABEL, PORT, VLLM_IMAGE, Mod
 from zhllama.kubernetes.names import LABEL, label_value
 from zhllama.kubernetes.network_policy import S3Network
 from zhllama.kubernetes.pods import mapping, tolerations
-from zhllama.stage.log import mask
+from zhllama.secret_text import mask
 
 log = logging.getLogger("deploy")
 

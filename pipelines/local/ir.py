@@ -5,6 +5,7 @@ loops, importers, retries …) is refused by name before anything runs, lest wor
 So is what KFP 2.17.0 cannot run: a task that leaves an input to its component's default, parts that do not fit.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,11 @@ from zhllama.errors import InputError
 MOST_STEPS = 1000
 """Steps in all that a pipeline may hold: far more than a cluster takes in one Workflow (about 100)."""
 _DECIDED = "which is decided when our pipelines are compiled; run it on a cluster"
+_LOADS = re.compile(
+    r"PATH|(LD|DYLD)_.*|GCONV_PATH|PYTHON(?!(UNBUFFERED|UTF8|IOENCODING|HASHSEED|DONTWRITEBYTECODE|FAULTHANDLER)$).*"
+    r"|BASH_ENV|BASH_FUNC_.*|ENV|SHELLOPTS|PERL5(LIB|OPT)|RUBY(LIB|OPT)|NODE_(OPTIONS|PATH)|JAVA_TOOL_OPTIONS"
+)
+"""Variables by which a command is not the one that is read: who has looked at a package's commands knows what runs."""
 _ALWAYS = {"": False, "ALL_UPSTREAM_TASKS_SUCCEEDED": False, "ALL_UPSTREAM_TASKS_COMPLETED": True}
 """A task's strategy → whether it runs however the tasks before it ended."""
 
@@ -172,6 +178,9 @@ def _component(name: str, value: Any, executors: Mapping[str, Any], where: str) 
     for item in spec.get("env", []):
         if not item["name"] or "=" in item["name"]:
             raise damaged(f"{where}: {item['name']!r} is no name of a variable")
+        if _LOADS.fullmatch(item["name"]):
+            said = "it decides which program or module a command is, and an image's places are none here"
+            raise InputError(f"{where}: it sets {item['name']}: {said}; leave it out, or run it on a cluster")
     results = {}
     for key, given in (one for kind in ("parameters", "artifacts") for one in _of(dag.get("outputs", {}), kind)):
         items = given.get("artifactSelectors") or [given.get("valueFromParameter")]

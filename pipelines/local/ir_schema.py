@@ -4,11 +4,10 @@ A pipeline may be anybody's. What is no YAML, no JSON, or of another shape than 
 line, so that what reads it after this finds names where names are, and no more than it can hold.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from zhllama.artifacts.yaml_file import WRONG
+from zhllama.artifacts import yaml_file
 from zhllama.errors import InputError
 
 LONGEST = 16 * 2**20
@@ -79,36 +78,15 @@ MEANINGLESS = keys(
 
 def documents_of(path: Path) -> list[Any]:
     """A file's documents. InputError for what no compiled pipeline is."""
-    import yaml
-
     try:
         if path.stat().st_size > LONGEST:
             raise InputError(f"{path}: it has more than {LONGEST:,} bytes; give a compiled pipeline")
-        text = path.read_text(encoding="utf-8")
-        # libyaml, where PyYAML has it: ten times as fast
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        _refuse_bombs(yaml.parse(text, loader), str(path))
-        documents = [document for document in yaml.load_all(text, loader) if document is not None]
+        found = yaml_file.documents_of(path.read_text(encoding="utf-8"), aliases=False)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a compiled pipeline") from error
-    except (yaml.YAMLError, *WRONG) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not YAML ({why}); give a compiled pipeline") from error
-    return documents
-
-
-def _refuse_bombs(events: Iterable[Any], where: str) -> None:
-    """InputError for aliases (forty lines of them stand for 2**40 values) and for nesting without end."""
-    depth = 0
-    for event in events:
-        kind = type(event).__name__
-        depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
-        if kind == "AliasEvent":
-            raise InputError(
-                f"{where}: it uses YAML's aliases, which KFP's compiler does not; write out what *{event.anchor} is"
-            )
-        if depth > DEEPEST:
-            raise InputError(f"{where}: not YAML of a compiled pipeline: it is nested more than {DEEPEST} deep")
+    except ValueError as error:
+        raise InputError(f"{path}: not YAML of a compiled pipeline ({error}); give one") from error
+    return [document for document in found if document is not None]
 
 
 def check_json(value: Any, where: str) -> None:

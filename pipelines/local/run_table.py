@@ -10,7 +10,7 @@ from typing import Any, Self, TextIO
 
 from pipelines.local.plan import State
 from zhllama import terminal
-from zhllama.stage.log import mask
+from zhllama.secret_text import mask
 from zhllama.terminal import visible
 
 TAIL = 2000

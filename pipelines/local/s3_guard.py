@@ -7,7 +7,11 @@ HTTP at all (-disableHttp), no page of another origin reads an answer. What is l
 there, its version and the room on its disk. All of it is made anew at each start, readable by its owner alone.
 """
 
+import os
 import secrets
+import socket
+import stat
+import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,4 +58,33 @@ def remove_sockets(ports: list[int]) -> None:
     for port in ports:
         for path in Path("/tmp").glob(f"seaweedfs-*-{int(port)}.sock"):
             with suppress(OSError):
+                # another's, who has the port by now
+                if not _listens(path):
+                    path.unlink()
+
+
+STALE = 3600
+"""Seconds after which a socket that nobody listens on is no server's that only starts."""
+
+
+def remove_stale_sockets() -> None:
+    """Likewise of servers that were killed and whose folders nobody has started again: what is this user's, and
+    refuses connections."""
+    for path in Path("/tmp").glob("seaweedfs-*.sock"):
+        with suppress(OSError):
+            found = path.lstat()
+            ours = stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid()
+            if ours and time.time() - found.st_mtime > STALE and not _listens(path):
                 path.unlink()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True

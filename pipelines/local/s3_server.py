@@ -95,6 +95,7 @@ class LocalS3:
                 self.folder.chmod(0o700)
                 self.keys = self._keys()
                 s3_guard.remove_sockets(self._running().get("ports", []))
+                s3_guard.remove_stale_sockets()
                 s3_guard.write_settings(self.folder)
                 shutil.rmtree(self.folder / "logs", ignore_errors=True)
                 (self.folder / "logs").mkdir(0o700)
@@ -105,11 +106,13 @@ class LocalS3:
             held.callback(self._end)
             for _ in range(STARTS):
                 self._start(program)
+                # a kill before it is ready leaves its sockets too
+                self._write_record()
                 if self._is_ready():
-                    running = {"endpoint": self.endpoint, "ports": self._ports}
-                    write_private(self._record, json.dumps(running).encode())
+                    self._write_record(endpoint=self.endpoint)
                     self._held = held.pop_all()
                     return self
+                s3_guard.remove_sockets(self._ports)
             raise InputError(
                 f"ports that were free were taken {STARTS} times before the S3 server had them; run this again, or set "
                 f"ZHLLAMA_S3_ENDPOINT to a server of your own; its log: {self._log_path}"
@@ -152,6 +155,9 @@ class LocalS3:
     @property
     def _record(self) -> Path:
         return self.folder / "server.json"
+
+    def _write_record(self, **more: str) -> None:
+        write_private(self._record, json.dumps({"ports": self._ports} | more).encode())
 
     def _running(self) -> Mapping[str, Any]:
         try:

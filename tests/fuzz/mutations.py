@@ -114,4 +114,11 @@ def _zip(content: bytes, chance: random.Random, of_bytes: Bytes) -> bytes:
     return made.getvalue()
 
 
-_FORMS = {"json": _json, "yaml": _yaml, "safetensors": _safetensors, "zip": _zip}
+def _lines(content: bytes, chance: random.Random, of_bytes: Bytes) -> bytes:
+    lines = content.splitlines()
+    at = chance.randrange(len(lines))
+    lines[at] = _json(lines[at], chance, of_bytes)
+    return b"".join(line + b"\n" for line in lines)
+
+
+_FORMS = {"json": _json, "lines": _lines, "yaml": _yaml, "safetensors": _safetensors, "zip": _zip}

@@ -18,6 +18,7 @@ from zhllama.artifacts.lineage import lineage
 from zhllama.artifacts.manifest import File, Input, Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
+from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -121,7 +122,7 @@ def _of_model(name: str) -> Callable[[], list[bytes]]:
 def _read_all(checkpoint: Any) -> None:
     for name in list(checkpoint.tensors):
         checkpoint.read(name)
-        checkpoint.read(name, 0, 1)
+        checkpoint.read(name, 0, min(1, *checkpoint.tensors[name].shape[:1] or (1,)))
 
 
 def weights(name: str, beside: Mapping[str, bytes] | None = None) -> Callable[[bytes, Path], object]:
@@ -408,6 +409,161 @@ def _packed_gzip() -> list[bytes]:
     return [gzip.compress("我们好\n吗\n".encode(), mtime=0)]
 
 
+# --- what our own runs leave ------------------------------------------------------------------------------------------
+
+
+@cache
+def _packed() -> tuple[Manifest, dict[str, bytes]]:
+    """A packed dataset of two blocks, and its files."""
+    import tempfile
+
+    import numpy as np
+
+    from zhllama.artifacts.writer import ArtifactWriter
+    from zhllama.data.packed import KIND, TRAIN, Blocks, PackedWriter, Segments, packed_facts
+
+    encoder = Encoder(model()["tokenizer.model"])
+    ids, lengths = np.arange(9), np.array([3, 2, 4])
+    with tempfile.TemporaryDirectory() as folder:
+        out = ArtifactWriter(folder, "prepare_dataset", "key")
+        with PackedWriter(out, TRAIN, 8, encoder.size, 0) as train:
+            train.write_blocks(Blocks(Segments(ids, lengths, np.array([1, 0, 2])), np.array([2, 1])))
+        out.vocabulary = encoder.vocabulary()
+        out.facts = packed_facts(8, encoder.size, 0, [train])
+        made = open_artifact(out.publish(KIND).reference)
+        return made.manifest, {name: made.read(name) for name in made.names}
+
+
+def packed(name: str = "") -> Callable[[bytes, Path], object]:
+    """One of a packed dataset's files, or its facts, are the bytes."""
+
+    def read(content: bytes, folder: Path) -> None:
+        from dataclasses import replace
+
+        from zhllama.artifacts.json_file import value_of
+        from zhllama.data.packed import PackedDataset
+
+        published, files = _packed()
+        artifact = held({**files, name: content} if name else files)
+        facts = published.facts
+        if not name:
+            try:
+                facts = value_of(content)
+            except ValueError:
+                return
+            if not isinstance(facts, dict):
+                # a manifest's reader has refused it
+                return
+        artifact.manifest = replace(artifact.manifest, facts=facts, vocabulary=published.vocabulary)
+        dataset = PackedDataset(artifact, by_range=True)
+        for index in range(min(len(dataset), 4)):
+            dataset[index]
+
+    return read
+
+
+def _of_packed(name: str) -> Callable[[], list[bytes]]:
+    return lambda: [_packed()[1][name]]
+
+
+@cache
+def _state_files() -> dict[str, bytes]:
+    """Of a checkpoint: a tree, and its tensors."""
+    import torch
+
+    from zhllama.training.checkpoints import SHARED, TRAINER, WEIGHTS, state_of
+    from zhllama.training.training_state import flatten
+
+    tensors: dict[str, Any] = {}
+    tree = {
+        "loss": {"sum": 1.5, "total": 2.0, "logged": 3},
+        "random": {"torch": torch.ones(4), "python": (3, [1, None])},
+    }
+    places = json.dumps(flatten(tree, tensors)).encode()
+    own, saved = state_of(0), _saved(tensors)
+    return {
+        TRAINER: b'{"global_step": 3, "log_history": [{"loss": 1.5, "step": 1}]}',
+        WEIGHTS: _saved({"a": torch.ones(2, 2)}),
+        **{f"{name}.json": places for name in (own, SHARED)},
+        **{f"{name}.safetensors": saved for name in (own, SHARED)},
+    }
+
+
+def checkpoint(content: bytes, folder: Path) -> None:
+    """A rank's state: what cannot be is refused, and the training goes on from another (checkpointing.py)."""
+    from zhllama.training.checkpoints import state_of
+    from zhllama.training.training_state import Saved
+
+    artifact = held({**_state_files(), f"{state_of(0)}.json": content})
+    artifact.manifest.facts.update(step=3, world=1)  # type: ignore[attr-defined]
+    try:
+        Saved(artifact, 0, 1)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(str(error)[:200]) from error
+
+
+def _checkpoint() -> list[bytes]:
+    from zhllama.training.checkpoints import state_of
+
+    return [_state_files()[f"{state_of(0)}.json"]]
+
+
+def _journal() -> list[dict[str, Any]]:
+    sent = {"request": 0, "attempt": 1, "prompt_tokens": 10, "answer_tokens": 20}
+    told: list[dict[str, Any]] = [
+        {"event": "dialect", "dialect": {"a": 1}},
+        {"event": "sent", **sent},
+        {"event": "answered", **sent, "model": "m", "content": "[]"},
+        {"event": "sent", **sent, "attempt": 2},
+        {"event": "failed", **sent, "reason": "a timeout", "may_be_billed": True},
+        {"event": "batch planned", "batch": "b", "requests": [[1, 1, 10, 20]]},
+        {"event": "batch created", "batch": "b", "id": "x"},
+        {"event": "batch ended", "batch": "b"},
+        {"event": "given up", **sent},
+    ]
+    return [{"time": "2026-01-01T00:00:00Z", **one} for one in told]
+
+
+def journal(content: bytes, folder: Path) -> None:
+    from components.generate_instructions.journal import NAME, Journal
+    from components.generate_instructions.ledger import replayed
+
+    (folder / NAME).write_bytes(content)
+    with Journal(str(folder)) as there:
+        found = replayed(there.records)
+    "".join(found.settled.values())
+    found.charged.total  # noqa: B018 - it is reckoned
+
+
+def answers(content: bytes, folder: Path) -> None:
+    """Of generate: in a store, and in a file of one's own."""
+    from components.generate.journal import file_journal, store_journal
+
+    (folder / ".answers").mkdir()
+    (folder / ".answers" / "00000000.json").write_bytes(content)
+    (folder / "mine.jsonl").write_bytes(content)
+    (folder / ".mine.jsonl.key").write_bytes(b"key")
+    for opened in (store_journal(str(folder), ["a", "b"]), file_journal(folder / "mine.jsonl", "key", ["a", "b"])):
+        with opened:
+            pass
+
+
+def _answers() -> list[bytes]:
+    given = [{"Input": "a", "Output": "x"}, {"Input": "b", "Output": "y"}]
+    return [json.dumps(given).encode(), _lines(given)]
+
+
+def parts(content: bytes, folder: Path) -> None:
+    """Which parts of a file were fetched."""
+    from components.fetch_weights.resumable import open_parts
+
+    (folder / ".file.parts").write_bytes(b"12345")
+    (folder / ".file.parts.txt").write_bytes(content)
+    made = open_parts(str(folder / "file"), 5)
+    made.put(0, b"12345")
+    made.commit()
+
+
 # --- pipelines, manifests ---------------------------------------------------------------------------------------------
 
 JOB = dict.fromkeys(("pipeline_job_uuid", "pipeline_job_name", "pipeline_job_resource_name"), "x")
@@ -444,6 +600,47 @@ def kubernetes(content: bytes, folder: Path) -> None:
 def _manifests() -> list[bytes]:
     paths = sorted((REPOSITORY / "k8s").rglob("*.yaml"), key=lambda path: path.stat().st_size)
     return [path.read_bytes() for path in paths[:: max(1, len(paths) // 12)] if path.stat().st_size < 20_000]
+
+
+_DEFINITION = b"""\
+kind: CustomResourceDefinition
+spec:
+  group: example.com
+  names: {kind: Thing}
+  versions:
+    - name: v1
+      served: true
+      schema:
+        openAPIV3Schema:
+          type: object
+          properties:
+            spec:
+              type: object
+              required: [a, b]
+              properties:
+                a: {type: array, items: {type: string, pattern: "^x", default: x}, x-kubernetes-list-type: set}
+                b: {type: integer, format: int32, minimum: 1, nullable: true}
+                c: {anyOf: [{type: string}, {type: integer}], x-kubernetes-int-or-string: true, enum: [1, x]}
+                d: {type: object, additionalProperties: {type: number}, maxProperties: 2}
+              x-kubernetes-validations: [{rule: "self.b > 0", message: no}]
+"""
+
+
+def definition(content: bytes, folder: Path) -> None:
+    """Of a custom resource, and an object held to it."""
+    from pipelines.manifests.check.check import check
+    from pipelines.manifests.check.schema import definitions
+
+    (folder / "crds").mkdir()
+    (folder / "crds" / "crd.yaml").write_bytes(content)
+    thing = folder / "thing.yaml"
+    spec = "{a: [x, x, y], b: null, c: 1, d: {e: 1, f: x}, g: {}}"
+    thing.write_text(f"apiVersion: example.com/v1\nkind: Thing\nmetadata: {{name: a}}\nspec: {spec}\n")
+    try:
+        for finding in check([thing], folder / "crds"):
+            str(finding)
+    finally:
+        definitions.cache_clear()
 
 
 def size(content: bytes, folder: Path) -> None:
@@ -514,6 +711,15 @@ TARGETS: dict[str, Target] = {
     "gzip": Target(corpus("text.txt.gz"), _packed_gzip),
     "parquet": Target(corpus("text.parquet"), _table),
     "kubernetes": Target(kubernetes, _manifests, "yaml"),
+    "definition": Target(definition, lambda: [_DEFINITION], "yaml"),
+    "packed_facts": Target(packed(), lambda: [json.dumps(_packed()[0].facts).encode()], "json"),
+    "packed_ids": Target(packed("train-00000.bin"), _of_packed("train-00000.bin")),
+    "packed_offsets": Target(packed("train-00000.offsets.bin"), _of_packed("train-00000.offsets.bin")),
+    "packed_segments": Target(packed("train-00000.segments.bin"), _of_packed("train-00000.segments.bin")),
+    "checkpoint": Target(checkpoint, _checkpoint, "json"),
+    "journal": Target(journal, lambda: [_lines(_journal())], "lines"),
+    "answers": Target(answers, _answers, "json"),
+    "parts": Target(parts, lambda: [b"0\n", b"\n0\n12"]),
     "size": Target(size, _repository("pipelines/sizes/7b.yaml"), "yaml"),
     "catalogue": Target(catalogue, _repository("components/generate_instructions/catalogue.yaml"), "yaml"),
 }  # fmt: skip

@@ -130,15 +130,16 @@ def test_the_reaper_lists_and_deletes_jobs_and_reads_workflows(overlay):
 
 
 def test_to_deploy_is_a_right_of_its_own_and_not_in_the_base(overlay):
-    assert set(rights(of_kind(overlay[1], "Role")["zhllama-deployer"])) == {
-        "apps/deployments",
-        "apps/replicasets",
-        "autoscaling/horizontalpodautoscalers",
-        "/services",
-        "/pods/portforward",
-        "networking.k8s.io/networkpolicies",
-        "monitoring.coreos.com/podmonitors",
-        "serving.kserve.io/inferenceservices",
+    applied = {"create", "get", "patch", "delete"}
+    assert rights(of_kind(overlay[1], "Role")["zhllama-deployer"]) == {
+        "apps/deployments": applied | {"list", "watch"},
+        "apps/replicasets": {"list"},
+        "autoscaling/horizontalpodautoscalers": {"list"},
+        "/services": applied,
+        "/pods/portforward": {"create", "get"},
+        "networking.k8s.io/networkpolicies": applied,
+        "monitoring.coreos.com/podmonitors": applied,
+        "serving.kserve.io/inferenceservices": applied | {"watch"},
     }
     assert "zhllama-deployer" not in of_kind(build("base"), "Role")
 

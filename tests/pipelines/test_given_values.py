@@ -195,7 +195,7 @@ def test_a_pipeline_is_not_compiled_of_a_wrong_value(tmp_path):
 
 def test_every_setting_that_ends_in_a_pod_has_its_check():
     """By their kinds: names, quantities, counts; a new setting of such a name is checked without a word."""
-    checked = {name for name in SETTINGS if option_in(name)} | {"run_as_user", "serve_name", "evaluation_gpus"}
+    checked = {name for name in SETTINGS if option_in(name)} | {"run_as_user"}
     words = ("memory", "cpu", "nodes", "secret", "selector", "tolerations", "labels", "annotations", "image", "seconds",
              "queue", "account", "replicas", "gpus", "resource", "storage")  # fmt: skip
     assert {name for name in SETTINGS if name.endswith(words)} <= checked

@@ -12,7 +12,7 @@ from tests.faulty_proxy import Fault, FaultyProxy, Request
 from zhllama import mounted_secrets, storage
 from zhllama.errors import InputError
 from zhllama.mounted_secrets import CREDENTIALS, MODEL_KEY, credentials, take_secrets
-from zhllama.stage.log import mask
+from zhllama.secret_text import mask
 from zhllama.storage.s3_session import Session
 
 

@@ -11,26 +11,26 @@ DEEPEST = 100
 """Mappings and lists in one another."""
 MOST = 1_000_000
 """Values, those that aliases stand for each time."""
-WRONG = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+_WRONG = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """PyYAML's errors beside its YAMLError."""
 
 
-def documents_of(content: bytes | str) -> list[Any]:
+def documents_of(content: bytes | str, aliases: bool = True) -> list[Any]:
     """Texts, numbers, dates, lists and mappings. ValueError, of one line, for what is no YAML, is nested too deeply, or
-    is more than can be read."""
+    is more than can be read. aliases: whether it may have some."""
     import yaml
 
     # libyaml, where PyYAML has it: ten times as fast
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        _require_bounded(yaml.parse(content, loader))
+        _require_bounded(yaml.parse(content, loader), aliases)
         return list(yaml.load_all(content, loader))
-    except (yaml.YAMLError, *WRONG) as error:
+    except (yaml.YAMLError, *_WRONG) as error:
         said = str(error) if isinstance(error, yaml.YAMLError | ValueError) else "a tag does not fit its value"
         raise ValueError(" ".join(said.split())[:300]) from error
 
 
-def _require_bounded(events: Iterable[Any]) -> None:
+def _require_bounded(events: Iterable[Any], aliases: bool) -> None:
     import yaml
 
     sizes: dict[str, int] = {}
@@ -44,6 +44,8 @@ def _require_bounded(events: Iterable[Any]) -> None:
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, count = around.pop()
         elif isinstance(event, yaml.AliasEvent):
+            if not aliases:
+                raise ValueError(f"it uses YAML's aliases; write out what *{event.anchor} is")
             if event.anchor not in sizes:
                 raise ValueError(f"*{event.anchor} stands for nothing, or for what it is in")
             anchor, count = None, sizes[event.anchor]

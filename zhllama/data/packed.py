@@ -17,7 +17,7 @@ that is 2.04 bytes a token. Splits: `train`, and `validation` unless nothing was
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +214,18 @@ def packed_facts(block_size: int, vocabulary_size: int, pad_id: int, splits: Seq
     }
 
 
+def _wrong_facts(facts: Mapping[str, Any], split: Any) -> str:
+    """Which of the facts cannot be, "" for none."""
+    shards = split.get("shards") if isinstance(split, dict) else None
+    good = {
+        "block_size": type(facts.get("block_size")) is int and 0 < facts["block_size"] < 2**31,
+        "token_type": facts.get("token_type") in ("<u2", "<u4"),
+        "columns": isinstance(split, dict) and split.get("columns") in (1, 2),
+        "shards": isinstance(shards, list) and shards != [] and all(type(one) is int and one > 0 for one in shards),
+    }
+    return " and ".join(name for name, one in good.items() if not one)
+
+
 class PackedDataset:
     """One split, readable by index, memory-mapped: a sequence that torch's DataLoader takes as it is. The files are
     fetched whole, once, and verified; with `by_range` nothing is fetched but what is asked for (to look at a block of a
@@ -228,21 +240,40 @@ class PackedDataset:
         self, artifact: Artifact, split: str = TRAIN, option: str = "--dataset", by_range: bool = False
     ) -> None:
         artifact.require_kind(KIND, option=option)
-        facts, where = artifact.manifest.facts, f"{option} {artifact.root}"
-        if "splits" not in facts:
-            raise InputError(f"{where}: not a packed dataset; give what prepare_dataset wrote")
-        if split not in facts["splits"]:
-            raise InputError(f"{where}: it has no {split} split; prepare it with --validation-fraction or --validation")
+        facts, self._where = artifact.manifest.facts, f"{option} {artifact.root}"
+        splits = facts.get("splits")
+        if not isinstance(splits, dict):
+            raise InputError(f"{self._where}: not a packed dataset; give what prepare_dataset wrote")
+        if split not in splits:
+            mend = "prepare it with --validation-fraction or --validation"
+            raise InputError(f"{self._where}: it has no {split} split; {mend}")
         self.split = split
+        self.facts: dict[str, Any] = splits[split]
+        if isinstance(self.facts, dict) and "columns" not in self.facts:
+            raise InputError(f"{self._where}: an older version of zhllama wrote it; run prepare_dataset again")
+        if wrong := _wrong_facts(facts, self.facts):
+            raise self._damaged(f"its manifest's {wrong}")
         self.block_size: int = facts["block_size"]
-        self.facts: dict[str, Any] = facts["splits"][split]
-        if "columns" not in self.facts:
-            raise InputError(f"{where}: an older version of zhllama wrote it; run prepare_dataset again")
         self._columns: int = self.facts["columns"]
         self._token_type: str = facts["token_type"]
         self._ends = list(itertools.accumulate(self.facts["shards"]))
+        vocabulary = artifact.manifest.vocabulary
+        self._pieces = vocabulary.size if vocabulary is not None else 2**31
+        place = self._columns * int(place_type(self.block_size)[-1])
+        self._segments: dict[str, int] = {}
+        """By shard."""
+        for number, blocks in enumerate(self.facts["shards"]):
+            name = shard_name(split, number)
+            sizes = [artifact.file(f"{name}.{kind}").size for kind in ("bin", "offsets.bin", "segments.bin")]
+            wanted = [blocks * self.block_size * int(self._token_type[-1]), 4 * (blocks + 1)]
+            if sizes[:2] != wanted or sizes[2] % place:
+                raise self._damaged(f"{name}: its files are not of {blocks} blocks")
+            self._segments[name] = sizes[2] // place
         self._source: Path | Artifact = artifact if by_range else materialize(artifact)
         self._open: dict[str, Any] = {}
+
+    def _damaged(self, what: str) -> InputError:
+        return InputError(f"{self._where}: {what}; it is damaged: run prepare_dataset again")
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -273,21 +304,29 @@ class PackedDataset:
     def tokens(self, index: int) -> "np.ndarray":
         """The ids of a block as they are stored, [block_size]."""
         name, at = self._locate(index)
-        return self._numbers(f"{name}.bin", self._token_type, at * self.block_size, (at + 1) * self.block_size)
+        found = self._numbers(f"{name}.bin", self._token_type, at * self.block_size, (at + 1) * self.block_size)
+        if found.max() >= self._pieces:
+            raise self._damaged(f"block {index} of {self.split} holds an id beyond its {self._pieces:,} pieces")
+        return found
 
     def segments(self, index: int) -> "np.ndarray":
         """The places of a block's segments: int64 [segments, 3], columns start, loss_start, end."""
         import numpy as np
 
         name, at = self._locate(index)
-        first, end = (self._columns * self._numbers(f"{name}.offsets.bin", "<u4", at, at + 2).astype("int64")).tolist()
-        places = self._numbers(f"{name}.segments.bin", place_type(self.block_size), first, end)
+        begin, end = self._numbers(f"{name}.offsets.bin", "<u4", at, at + 2).tolist()
+        if not begin < end <= self._segments[name]:
+            raise self._damaged(f"block {index} of {self.split} has the segments {begin} to {end}")
+        kind, first, last = place_type(self.block_size), self._columns * begin, self._columns * end
+        places = self._numbers(f"{name}.segments.bin", kind, first, last)
         rows = places.astype("int64").reshape(-1, self._columns)
         ends = rows[:, -1]
         found = np.zeros((len(rows), 3), np.int64)
         found[1:, 0] = ends[:-1]
         found[:, 1] = rows[:, 0] if self._columns == 2 else found[:, 0] + 1
         found[:, 2] = ends
+        if (np.diff(found, axis=1) < (1, 0)).any() or ends[-1] > self.block_size:
+            raise self._damaged(f"block {index} of {self.split}: its segments do not follow one another")
         return found
 
     def __getitem__(self, index: int) -> dict[str, "np.ndarray"]:

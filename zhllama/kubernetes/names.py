@@ -76,6 +76,10 @@ def _quantity(value: Any) -> str:
     return "is not a Kubernetes quantity; write 500m, 8 or 64Gi" if wrong else formats.no_negative_quantity(value)
 
 
+def _gpu_count(text: str) -> str:
+    return "" if text.isascii() and text.isdigit() else "is no number of GPUs; write 1 or 0"
+
+
 _TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerationSeconds": int}
 _OF_TOLERATION: Mapping[str, Check] = {
     "key": formats.qualified_name,
@@ -90,6 +94,8 @@ TAKEN: Mapping[str, Check] = {
     "team": lambda text: "" if label_value(text) else "has no letter or digit that a label takes",
     **dict.fromkeys(("cpu", "memory", "shared_memory", "ephemeral_storage"), _quantity),
     "gpu_resource": _gpu,
+    "evaluation_gpus": _gpu_count,
+    "serve_name": server_name,
     **dict.fromkeys(("labels", "node_selector"), _texts(formats.labels)),
     "annotations": _texts(formats.annotations),
     "tolerations": _tolerations,
@@ -113,8 +119,8 @@ def option_in(name: str) -> str:
 def check_value(name: str, value: Any, where: str) -> None:
     """InputError for a value of the option of that name that a cluster would not take; nothing given is no value.
     where: what the user calls it."""
-    quantity = TAKEN[name] is _quantity
-    if not quantity and (value is None or value == "" or value == {} or value in ([], ())):
+    needed = TAKEN[name] in (_quantity, _gpu_count, server_name)
+    if not needed and (value is None or value == "" or value == {} or value in ([], ())):
         return
     if wrong := TAKEN[name](value):
         shown = f"{value!r} " if isinstance(value, str | int) else ""

@@ -14,16 +14,10 @@ from zhllama.errors import InputError
 from zhllama.kubernetes import formats
 from zhllama.kubernetes.names import JOB_LABEL, JOB_LABELS, LABEL, POD_KEYS, check_value
 from zhllama.kubernetes.pods import POD_PLACES, json_of
+from zhllama.secret_text import is_secret, is_secret_name
 from zhllama.stage.tls import PROXY_KEYS, TRUSTED
 
 SHAPE = '{"environment": {"NCCL_IB_HCA": "mlx5"}, "resources": {"rdma/hca": "1"}, "annotations": {"NAME": "VALUE"}}'
-SECRET_NAME = re.compile(
-    r"(SECRET|TOKEN(?![A-Z])|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY)", re.IGNORECASE
-)
-SECRET_VALUE = re.compile(r"\b(AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{30,})\b")
-NO_SECRET = re.compile(r"(_FILE|_PATH|_DIR|_URL|_NAME)$", re.IGNORECASE)
-"""A variable that ends so says where a secret is, not what it is."""
-_PASSWORD = re.compile(r"://[^\s/:@]+:[^\s/@]+@")
 _OF_TRAINING = re.compile(
     r"(PET|ZHLLAMA|AWS|MASTER|TORCHELASTIC)_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME"
     r"|PYTHON(UNBUFFERED|PATH|HOME)|PATH|HF_HUB_OFFLINE|TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -142,8 +136,7 @@ def _check_variable(where: str, name: str, value: Any) -> None:
         return
     if "\0" in value:
         raise InputError(f"{where}: no variable holds a zero byte; leave it out")
-    named = SECRET_NAME.search(name) and not NO_SECRET.search(name)
-    if value and (named or SECRET_VALUE.search(value) or _PASSWORD.search(value)):
+    if value and (is_secret_name(name) or is_secret(value)):
         mend = f'{{"{name}": {{"secret": "NAME", "key": "KEY"}}}}'
         raise InputError(
             f"{where}: it looks like a credential, which every manifest would show; name its secret: {mend}"

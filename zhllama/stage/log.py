@@ -1,47 +1,15 @@
-"""Logging to standard error: one line a record, secrets masked.
-
-What is masked: the values of environment variables whose names say that they are secret, S3's mounted credentials, and
-in a text that a library logs what follows `Authorization:`, `Bearer`, `Signature=` and the like, and the password of an
-address.
-"""
+"""Logging to standard error: one line a record, secrets masked (zhllama/secret_text.py)."""
 
 import logging
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
 from typing import TextIO
 
 from zhllama.errors import InputError
-from zhllama.mounted_secrets import CREDENTIALS, READ
+from zhllama.secret_text import mask
 from zhllama.terminal import say, visible
-
-_SECRET_NAME = re.compile(
-    r"SECRET|TOKEN(?!IZ|S(_|$))|PASSWORD|API_KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIAL", re.IGNORECASE
-)
-_SECRET_TEXT = re.compile(
-    r"""(?ix)
-    ( (?:authorization|x-api-key|api[-_]key)['"]?\s*[:=]\s*
-      (?: ['"]?(?:bearer|basic|digest|negotiate|aws4-hmac-sha256)\s+ | ['"]
-        | (?![a-z']{1,15}[\s,.;:]\s*[a-z]) )  # `API_KEY: an API key has …` is a sentence
-    | \bbearer\s+ (?!(?:[a-z]{1,7}|auth[a-z]*|[a-z]*tokens?)(?![^\s,.;:)]))
-    | \b(?:x-amz-)?(?:signature|credential|security-token)=
-    | ://[^\s/:@]+: (?=[^\s/@]+@)
-    )
-    [^\s'",&@]+
-    """
-)
-
-
-def mask(text: str) -> str:
-    """The text with every secret replaced by `***`."""
-    for name, value in (*os.environ.items(), *((CREDENTIALS[1], value) for value in tuple(READ))):
-        # short values would mask ordinary words ("true", a region)
-        if len(value) >= 8 and _SECRET_NAME.search(name) and not os.path.exists(value):
-            text = text.replace(value, "***")
-    return _SECRET_TEXT.sub(r"\1***", text)
-
 
 _LIBRARIES = "accelerate|datasets|deepspeed|huggingface_hub|peft|tokenizers|torch|transformers"
 _NOISY = (

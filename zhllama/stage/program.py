@@ -18,7 +18,8 @@ from typing import NoReturn
 
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.mounted_secrets import take_secrets
-from zhllama.stage.log import leave_last_line, mask, set_up_logging
+from zhllama.secret_text import mask
+from zhllama.stage.log import leave_last_line, set_up_logging
 from zhllama.stage.tls import trust_site
 from zhllama.terminal import VisibleText, say
 

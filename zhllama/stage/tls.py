@@ -4,8 +4,11 @@ The site's certificates are mounted at CA_FOLDER; a command that finds files in 
 them beside the public authorities. The proxy comes from a secret (zhllama/mounted_secrets.py).
 """
 
+import atexit
 import os
 import tempfile
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 from zhllama.errors import InputError
@@ -45,10 +48,20 @@ def trust_site() -> None:
 def _written(certificates: str, path: str = "") -> str:
     """The file that holds them: at `path`, or one of its own."""
     if not path:
-        handle, path = tempfile.mkstemp(prefix="zhllama-ca-", suffix=".pem")
+        handle, path = tempfile.mkstemp(suffix=".pem", dir=_folder())
         os.close(handle)
     Path(path).write_text(certificates, encoding="utf-8")
     return path
+
+
+@cache
+def _folder() -> str:
+    """Of this process's own, gone at its end."""
+    from zhllama.storage.private import temporary_folder
+
+    held = ExitStack()
+    atexit.register(held.close)
+    return held.enter_context(temporary_folder())
 
 
 def _certificates(path: Path) -> str:

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 from zhllama.errors import InputError, StorageFault
 from zhllama.progress import human
+from zhllama.secret_text import mask
 from zhllama.storage.addresses import split_s3
 
 LOCAL_FOLDER = "ZHLLAMA_S3_FOLDER"
@@ -39,7 +40,6 @@ _BODYLESS = ("HeadBucket", "HeadObject", "DeleteObject", "AbortMultipartUpload")
 """Of boto3's operations, those whose answer has no body."""
 _LONGEST_WAIT = 30.0
 """Seconds that a server may ask us to wait (Retry-After)."""
-_SECRET = re.compile(r"(?i)\b((?:x-(?:amz|goog)-)?(?:signature|credential|security-token|awsaccesskeyid)=)[^\s&,'\"<]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +301,7 @@ def _words(error: Any) -> str:
 def _shown(text: str) -> str:
     """A server's words as one line of bounded length, without what moves a terminal or would let someone in."""
     line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
-    return _SECRET.sub(r"\1***", line)[:_LONGEST]
+    return mask(line)[:_LONGEST]
 
 
 def _more(kind: Kind, error: Any) -> str:

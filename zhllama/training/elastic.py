@@ -33,8 +33,9 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.published import find_published
 from zhllama.errors import EXIT_CANCELLED, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
 from zhllama.kubernetes.pods import DEADLINE_VARIABLE
+from zhllama.secret_text import mask
 from zhllama.stage.child_processes import die_with_parent
-from zhllama.stage.log import leave_last_line, mask, set_up_logging
+from zhllama.stage.log import leave_last_line, set_up_logging
 from zhllama.storage.private import open_lock, temporary_folder
 from zhllama.terminal import say
 from zhllama.training.checkpoints import Run

@@ -77,9 +77,13 @@ def _check_size(stream: Any, where: str, in_place: bool) -> None:
     try:
         with zipfile.ZipFile(stream) as records:
             held = records.infolist()
+            aligned = [records.open(one).read(20) for one in held if one.filename.endswith(".storage_alignment")]
     except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError):
         # an older format, or no checkpoint: torch says so
-        held = []
+        held, aligned = [], []
+    # by nothing, torch would divide by it, which ends the process
+    if any(not re.fullmatch(rb"[1-9][0-9]{0,8}", one) for one in aligned):
+        raise InputError(f"{where}: its tensors are aligned to {aligned[0]!r:.40}; load it and save it again")
     if hasattr(stream, "seek"):
         stream.seek(0)
     if in_place and any(record.compress_type != zipfile.ZIP_STORED for record in held):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pipelines.manifests.check.documents import Finding, mapping
 from pipelines.manifests.check.pods import Container, Pod, is_gpu, sequence
 from zhllama.kubernetes.formats import amount
-from zhllama.kubernetes.pod_settings import NO_SECRET, SECRET_NAME, SECRET_VALUE
+from zhllama.secret_text import is_secret, is_secret_name
 
 LEAST_GRACE = 60
 """Seconds of a training pod between SIGTERM and SIGKILL: a checkpoint has to be written in them."""
@@ -114,13 +114,12 @@ def plain_secrets(container: Container) -> Iterator[Finding]:
     """A secret in a manifest is in every listing, in the repository, and in the logs of who applies it."""
     for index, variable in enumerate(map(mapping, sequence(container.value.get("env")))):
         name, value = str(variable.get("name", "")), variable.get("value")
-        named = SECRET_NAME.search(name) and not NO_SECRET.search(name)
-        if value and (named or SECRET_VALUE.search(str(value))):
+        if value and (is_secret_name(name) or is_secret(str(value))):
             wrong = f"{name} looks like a secret in plain text; take it from one with valueFrom.secretKeyRef"
             yield container.advice("plain-secret", wrong, "env", index)
     for kind in ("command", "args"):
         for index, word in enumerate(map(str, sequence(container.value.get(kind)))):
-            if SECRET_VALUE.search(word):
+            if is_secret(word):
                 wrong = "a secret on a command line: take it from a variable"
                 yield container.advice("plain-secret", wrong, kind, index)
 

@@ -38,8 +38,70 @@ def definitions(folder: Path) -> Definitions:
             items = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
             for one in items if isinstance(items, list) else [value]:
                 if isinstance(one, dict) and one.get("kind") == "CustomResourceDefinition":
+                    _require_definition(one.get("spec"), f"--crds {path}")
                     found[one["spec"]["group"], one["spec"]["names"]["kind"]] = one["spec"]
     return found
+
+
+def _of(**properties: Any) -> dict[str, Any]:
+    """The schema of a mapping that has those."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+_TEXT, _TEXTS, _OWN = {"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"$ref": "#/$defs/schema"}
+_YES, _NUMBER, _COUNT = {"type": "boolean"}, {"type": "number"}, {"type": "integer", "minimum": 0}
+_SOME = {"type": "array", "items": _OWN, "minItems": 1}
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "properties": {"type": "object", "additionalProperties": _OWN},
+        "additionalProperties": {"anyOf": [_YES, _OWN]},
+        **dict.fromkeys(("items", "not"), _OWN),
+        **dict.fromkeys(("allOf", "anyOf", "oneOf"), _SOME),
+        **dict.fromkeys(("format", "x-kubernetes-list-type"), _TEXT),
+        "type": {"enum": ["object", "array", "string", "integer", "number", "boolean"]},
+        "pattern": {"type": "string", "format": "regex"},
+        **dict.fromkeys(("required", "x-kubernetes-list-map-keys"), _TEXTS),
+        **dict.fromkeys(("minimum", "maximum"), _NUMBER),
+        "multipleOf": {"type": "number", "exclusiveMinimum": 0},
+        **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum", "uniqueItems"), _YES),
+        **dict.fromkeys(
+            ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
+            _COUNT,
+        ),
+        "enum": {"type": "array"},
+        "x-kubernetes-validations": {"type": "array", "items": _of(rule=_TEXT)},
+        # of JSON schema, and of no definition
+        **dict.fromkeys(
+            ("$ref", "$id", "definitions", "dependencies", "patternProperties", "additionalItems", "propertyNames"),
+            False,
+        ),
+        **dict.fromkeys(("if", "then", "else", "contains"), False),
+    },
+}
+_DEFINITION = {
+    **_of(
+        group=_TEXT,
+        names=_of(kind=_TEXT),
+        versions={
+            "type": "array",
+            "items": _of(name=_TEXT, served=_YES, schema=_of(openAPIV3Schema=_OWN)),
+        },
+    ),
+    "$defs": {"schema": _SCHEMA},
+}
+"""As much of a definition as is read here."""
+
+
+def _require_definition(spec: Any, where: str) -> None:
+    import jsonschema
+
+    checker = jsonschema.Draft202012Validator(_DEFINITION, format_checker=jsonschema.FormatChecker(["regex"]))
+    for error in checker.iter_errors(spec):
+        at = ".".join(("spec", *map(str, error.absolute_path)))
+        raise InputError(
+            f"{where}: no CustomResourceDefinition: {at}: {error.message[:200]}; take it out of the folder"
+        )
 
 
 def strict(definition: dict[str, Any], version: str) -> dict[str, Any] | None:
@@ -48,7 +110,10 @@ def strict(definition: dict[str, Any], version: str) -> dict[str, Any] | None:
         if listed["name"] == version and listed["served"]:
             schema: dict[str, Any] = closed(listed["schema"]["openAPIV3Schema"])
             # a definition leaves metadata open; the API server knows what is in it, and sets the status aside
-            schema["properties"] |= {"metadata": {"type": "object"}, "status": {"type": "object"}}
+            schema["properties"] = schema.get("properties", {}) | {
+                "metadata": {"type": "object"},
+                "status": {"type": "object"},
+            }
             return schema
     return None
 

@@ -33,9 +33,9 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.inference.generate import answer
 from zhllama.inference.sampling import Sampling
+from zhllama.secret_text import mask
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
-from zhllama.stage.log import mask
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import RECIPE

@@ -3,6 +3,7 @@
 import copy
 import datetime
 import os
+import re
 import subprocess
 import sys
 import time
@@ -134,6 +135,23 @@ def planned_or_refused(documents: list[Any]) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    "name", ["PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES", "PYTHONPATH", "PYTHONSTARTUP",
+             "PYTHONWARNINGS", "PYTHONHOME", "BASH_ENV", "BASH_FUNC_python%%", "ENV", "NODE_OPTIONS"],
+)  # fmt: skip
+def test_a_variable_that_makes_another_program_of_a_command_is_refused_by_name(documents: list[Any], name: str) -> None:
+    made = copy.deepcopy(documents)
+    (variables,) = [
+        one["container"]["env"] for one in made[0]["deploymentSpec"]["executors"].values() if "env" in one["container"]
+    ]
+    variables[0]["name"] = name
+    said = f"it sets {re.escape(name)}: it decides which program or module a command is"
+    with pytest.raises(InputError, match=said):
+        parse_package(made, "here")
+    variables[0]["name"] = "PYTHONUNBUFFERED"
+    parse_package(made, "here")
+
+
 def test_the_whole_one_is_planned(documents: list[Any]) -> None:
     assert planned_or_refused(documents)
 
@@ -225,11 +243,11 @@ MERGES = "".join(
         (f"a0: &a0 [x]\n{BOMB}", r"it uses YAML's aliases.*\*a0"),
         (f"a0: &a0 {{x: y}}\n{MERGES}", "it uses YAML's aliases"),
         ("pipelineInfo: &x\n  y: *x\n", "it uses YAML's aliases"),
-        ("[" * 100_000, "nested more than 50 deep|not YAML"),
-        ("a: " + "{b: " * 5000 + "}" * 5000, "nested more than 50 deep|not YAML"),
-        ("".join(f"{' ' * depth}a:\n" for depth in range(2000)), "nested more than 50 deep|not YAML"),
-        ("- " * 50_000, "nested more than 50 deep|not YAML"),
-        ("? " * 50_000, "nested more than 50 deep|not YAML"),
+        ("[" * 100_000, "not YAML"),
+        ("a: " + "{b: " * 5000 + "}" * 5000, "not YAML"),
+        ("".join(f"{' ' * depth}a:\n" for depth in range(2000)), "not YAML"),
+        ("- " * 50_000, "not YAML"),
+        ("? " * 50_000, "not YAML"),
         ("x: !!python/object/apply:os.system ['true']", "not YAML"),
         ("x: !!int '" + "9" * 5000 + "'", "not YAML"),
         ("x: 2001-02-30\npipelineInfo: {}", "not YAML"),

@@ -6,12 +6,15 @@ import os
 import socket
 import ssl
 import stat
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pipelines.local import s3_guard
 from pipelines.local.s3_server import LocalS3
 from tests.other_user import as_stranger, root_alone
 
@@ -206,6 +209,34 @@ def test_what_a_killed_server_left_in_the_temporary_folder_goes_at_the_next_star
     (tmp_path / "s3" / "server.json").write_bytes(record)
     with LocalS3(tmp_path / "s3"):
         assert not left.exists()
+
+
+def test_a_start_that_is_killed_before_it_is_ready_has_said_which_sockets_are_its_own(tmp_path, monkeypatch):
+    def killed(self):
+        raise SystemExit(json.loads((self.folder / "server.json").read_text())["ports"] == self._ports)
+
+    monkeypatch.setattr(LocalS3, "_is_ready", killed)
+    with pytest.raises(SystemExit) as ended, LocalS3(tmp_path / "s3"):
+        pytest.fail("it is not ready")
+    assert ended.value.code is True
+
+
+def test_sockets_of_this_user_that_nobody_listens_on_go_and_no_others(request):
+    begin = f"/tmp/seaweedfs-test-{os.getpid()}"
+    old = (0, time.time() - s3_guard.STALE - 60)
+    paths = {name: Path(f"{begin}-{name}.sock") for name in ("stale", "young", "listening", "file")}
+    request.addfinalizer(lambda: [path.unlink(missing_ok=True) for path in paths.values()])
+    with ExitStack() as held:
+        for name in ("stale", "young", "listening"):
+            made = held.enter_context(socket.socket(socket.AF_UNIX))
+            made.bind(str(paths[name]))
+            made.listen() if name == "listening" else made.close()
+        paths["file"].touch()
+        for name in ("stale", "listening", "file"):
+            os.utime(paths[name], old)
+        s3_guard.remove_stale_sockets()
+        s3_guard.remove_sockets([os.getpid()])
+        assert [name for name, path in paths.items() if path.exists()] == ["young", "listening", "file"]
 
 
 def test_a_page_in_a_browser_reads_and_changes_nothing(server, ports):

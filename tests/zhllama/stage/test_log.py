@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zhllama.errors import InputError
-from zhllama.stage.log import OneLine, mask, set_up_logging
+from zhllama.secret_text import mask
+from zhllama.stage.log import OneLine, set_up_logging
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,9 @@ from zhllama.stage.log import OneLine, mask, set_up_logging
         ("Authorization: AWS4-HMAC-SHA256 Credential=AKIAX/20260101/us-east-1/s3/aws4_request", "AKIAX"),
         ("GET https://bucket/key?X-Amz-Signature=0123abcd&x=1", "0123abcd"),
         ("GET https://bucket/key?X-Amz-Security-Token=FwoGZ%2F&x=1", "FwoGZ"),
+        ("<Message>https://b/k?AWSAccessKeyId=id-of-mine</Message>", "id-of-mine"),
+        ("X-Goog-Credential=someone%40x", "someone"),
+        ("the key hf_abcdefghijklmnopqrstuvwxyz was refused", "hf_abcdefghijklmnopqrstuvwxyz"),
         ("https://user:hunter2@host/path", "hunter2"),
         ("api_key=abcdefgh", "abcdefgh"),
         ("Authorization: Negotiate YIIabcd", "YIIabcd"),
@@ -62,7 +66,10 @@ def test_ordinary_text_stays(text):
     assert mask(text) == text
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "DB_PASSWORD", "My_Secret"])
+@pytest.mark.parametrize(
+    "name",
+    ["AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "DB_PASSWORD", "My_Secret", "PASSPHRASE", "MYSQL_PASSWD"],
+)
 def test_the_values_of_secret_variables_are_masked_wherever_they_stand(monkeypatch, name):
     monkeypatch.setenv(name, "abcd1234efgh")
     assert mask("the key abcd1234efgh was refused (abcd1234efgh)") == "the key *** was refused (***)"

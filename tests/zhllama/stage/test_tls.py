@@ -87,6 +87,16 @@ def test_a_mounted_certificate_is_trusted_beside_the_public_ones(address, author
     assert ended.stdout.splitlines() == ["[True, True]", "hello", "200", "True"], ended.stderr
 
 
+@pytest.mark.parametrize("how", ["a folder", "a secret's key"])
+def test_the_file_of_all_authorities_goes_with_the_command(address, authority, tmp_path, monkeypatch, how):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    if how == "a secret's key":
+        monkeypatch.setenv("AWS_CA_BUNDLE", (authority / "site.crt").read_text())
+    assert "hello" in ask(address, authority, monkeypatch).stdout
+    assert os.listdir(tmp_path / "tmp") == []
+
+
 def test_a_variable_that_is_set_is_left_as_it_is(address, authority, tmp_path, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "own.pem"))
     assert ask(address, authority, monkeypatch).stdout.splitlines()[:2] == ["[False, True]", "hello"]

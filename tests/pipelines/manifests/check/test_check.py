@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pipelines.manifests.check.check import check, node_of
 from pipelines.manifests.check.documents import Document, Finding, read_documents
 from pipelines.manifests.check.pod_rules import Node
+from pipelines.manifests.check.schema import definitions
 from tests import recordings
 from zhllama.errors import InputError
 from zhllama.kubernetes.formats import amount
@@ -334,3 +335,44 @@ def test_the_command_ends_with_what_it_found(arguments: list[str], code: int, sa
     assert done.returncode == code, done.stdout + done.stderr
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+GOOD_DEFINITION = """\
+kind: CustomResourceDefinition
+spec:
+  group: example.com
+  names: {kind: Thing}
+  versions:
+    - name: v1
+      served: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+"""
+DAMAGED = {
+    "without a spec": ("spec:", "other:"),
+    "a text as its spec": (GOOD_DEFINITION.partition("\n")[2], "spec: 5\n"),
+    "a list of names": ("{kind: Thing}", "[Thing]"),
+    "a kind that is none": ("kind: Thing", "kind: [Thing]"),
+    "a group that is none": ("group: example.com", "group: {}"),
+    "a version that is none": ("served: true", "serves: true"),
+    "a schema that is none": ("{type: object, x-", "[type, x-"),
+    "an unknown type": ("type: object", "type: thing"),
+    "a pattern that is none": ("type: object", "pattern: '('"),
+    "a rule that is none": ("type: object", "x-kubernetes-validations: [5]"),
+    "a schema from elsewhere": ("type: object", "$ref: 'http://127.0.0.1:9/schema'"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_definition_is_a_line(tmp_path: Path, name: str) -> None:
+    before, after = DAMAGED[name]
+    assert before in GOOD_DEFINITION
+    (tmp_path / "crd.yaml").write_text(GOOD_DEFINITION.replace(before, after, 1))
+    with pytest.raises(InputError, match=r"^--crds \S+/crd.yaml: (no CustomResourceDefinition: spec|not a readable)"):
+        definitions(tmp_path)
+
+
+def test_a_definition_without_fields_takes_whatever_there_is(tmp_path: Path) -> None:
+    (tmp_path / "crd.yaml").write_text(GOOD_DEFINITION)
+    thing = tmp_path / "thing.yaml"
+    thing.write_text("apiVersion: example.com/v1\nkind: Thing\nmetadata: {name: a}\nspec: {a: [b]}\n")
+    assert check([thing], tmp_path) == []
