@@ -55,6 +55,7 @@ class Fault:
     at: float = 0.5
     status: int = 500
     code: str = "InternalError"
+    message: str = "no"
     header: str = ""
     """Another header of the proxy's own answer."""
 
@@ -202,7 +203,9 @@ def _read_request(stream: "socket.SocketIO | object") -> tuple[bytes, Request] |
 
 def _refusal(request: Request, fault: Fault) -> bytes:
     body = (
-        b"" if request.method == "HEAD" else f"<Error><Code>{fault.code}</Code><Message>no</Message></Error>".encode()
+        b""
+        if request.method == "HEAD"
+        else f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>".encode()
     )
     more = f"{fault.header}\r\n" if fault.header else ""
     return f"HTTP/1.1 {fault.status} No\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode() + body

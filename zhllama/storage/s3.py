@@ -16,7 +16,7 @@ from typing import Any
 
 from crc32c import crc32c as crc32c_of
 
-from zhllama.errors import StorageFault, Truncated
+from zhllama.errors import InputError, StorageFault, Truncated
 from zhllama.retries import Result, with_retries
 from zhllama.storage.addresses import split_s3, too_large
 from zhllama.storage.parallel import Take, room
@@ -24,6 +24,7 @@ from zhllama.storage.s3_errors import (
     AGAIN,
     code_and_status,
     kind_of,
+    knows_no_condition,
     mapped,
     region_of,
     server_code,
@@ -143,8 +144,8 @@ def put(uri: str, content: Buffer, if_absent: bool = False) -> None:
         # the answer to an earlier try may have been lost after the server had stored it
         if tries == 1 or size(uri) != len(content) or get(uri, len(content)) != bytes(content):
             raise
-    except StorageFault as error:
-        if not if_absent or server_code(error) not in ("NotImplemented", "501"):
+    except InputError as error:
+        if not if_absent or not knows_no_condition(error):
             raise
         # a server without conditional writes: two that look at the same moment are not kept apart
         with suppress(FileNotFoundError):

@@ -341,3 +341,13 @@ def kind_behind(error: BaseException) -> Kind | None:
     from botocore.exceptions import ClientError
 
     return kind_of(error.__cause__) if isinstance(error.__cause__, ClientError) else None
+
+
+def knows_no_condition(error: BaseException) -> bool:
+    """Whether a write was refused because the server does not know its condition (If-None-Match)."""
+    from botocore.exceptions import ClientError
+
+    cause = error.__cause__
+    if not isinstance(cause, ClientError) or kind_of(cause) is not REFUSED:
+        return False
+    return code_and_status(cause)[1] == 501 or "if-none-match" in _words(cause).lower()

@@ -545,6 +545,31 @@ def test_an_object_that_is_replaced_again_and_again_is_given_up(proxy, s3_store)
         storage.read_bytes(f"{s3_store}/a", 0, len(CONTENT))
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (501, "NotImplemented", "A header you provided implies functionality that is not implemented."),
+        (501, "", ""),
+        (400, "InvalidRequest", "Unsupported header 'If-None-Match' received for this API call."),
+    ],
+)
+def test_a_store_without_conditional_writes_takes_a_file_once_all_the_same(proxy, s3_store, status, code, message):
+    fault = Fault("status", status=status, code=code, message=message)
+    proxy.fault = lambda request: fault if "if-none-match" in request.headers else None
+    storage.write_bytes(f"{s3_store}/a", b"1", if_absent=True)
+    with pytest.raises(FileExistsError):
+        storage.write_bytes(f"{s3_store}/a", b"2", if_absent=True)
+    assert storage.read_bytes(f"{s3_store}/a") == b"1"
+
+
+def test_a_write_that_is_refused_for_another_reason_is_not_made_without_its_condition(proxy, s3_store):
+    fault = Fault("status", status=400, code="InvalidRequest", message="no")
+    proxy.fault = lambda request: fault if "if-none-match" in request.headers else None
+    with pytest.raises(InputError, match="refuses this request"):
+        storage.write_bytes(f"{s3_store}/a", b"1", if_absent=True)
+    assert not storage.exists(f"{s3_store}/a")
+
+
 def test_R2_takes_no_object_of_more_than_its_equal_parts_hold(s3_store, monkeypatch):
     storage.check_size(f"{s3_store}/a", 400 * 10**9)
     with pytest.raises(InputError, match=r"over 419\.4 GB"):

@@ -60,6 +60,9 @@ def _addresses(field: Field) -> Iterator[Finding]:
             yield one.wrong(f"{one.value} is of a range for documentation: no cluster has services there")
     if own and all_of_them.value and own.value != all_of_them.value[0]:
         yield all_of_them.wrong("the first must be the clusterIP")
+    families = [str(one) for one in field.list("ipFamilies")]
+    if len(families) > len(set(families)):
+        yield field["ipFamilies"].wrong("names one twice")
     for one in field["externalIPs"].items():
         if isinstance(one.value, str) and not formats.ip(one.value):
             address = ipaddress.ip_address(one.value)

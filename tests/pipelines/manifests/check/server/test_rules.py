@@ -74,6 +74,7 @@ def refusals(kind: str, changes: dict[str, Any], folder: Path) -> list[str]:
         ("service", {"spec.type": "ExternalName", "spec.externalName": "A.example.com"}, "externalName"),
         ("service", {"spec.ports.0.nodePort": 30080}, "with type ClusterIP"),
         ("service", {"spec.type": "NodePort", "spec.ports.0.nodePort": 80}, "between 30000 and 32767"),
+        ("service", {"spec.ipFamilies": ["IPv4", "IPv4"]}, "names one twice"),
         ("service", {"spec.clusterIP": "10.96.0.300"}, "must be an IP address"),
         ("service", {"spec.sessionAffinity": "Client"}, "ClientIP"),
         ("service", {"spec.loadBalancerSourceRanges": ["10.0.0.0/8"]}, "is for type LoadBalancer"),
