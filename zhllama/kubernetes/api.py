@@ -16,7 +16,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from zhllama.artifacts.json_file import value_of
+from zhllama.artifacts.json_file import object_of, value_of
 from zhllama.errors import InputError, StorageFault
 from zhllama.retries import with_retries
 
@@ -142,14 +142,18 @@ def _asked(error: BaseException) -> float:
 
 
 def plain(call: Callable[..., Any], **options: Any) -> Any:
-    """The answer as JSON: the client's own classes refuse what a newer server leaves out. ApiException for a page."""
+    """The answer as JSON: the client's own classes refuse what a newer server leaves out. ApiException for what no API
+    server answers: a page, an object without a kind, a list without items."""
     content = call(**options, _preload_content=False).data
     try:
-        return value_of(content)
-    except ValueError as error:
+        found = object_of(content)
+        if found["kind"].endswith("List"):
+            found["items"] = list(found["items"] or ())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         page = " ".join(content.decode(errors="replace").split())[:80]
         mend = "a login page or a proxy's? Check the server in KUBECONFIG"
-        raise ApiException(200, f"OK, but no JSON ({page}); {mend}") from error
+        raise ApiException(200, f"OK, but no answer of an API server ({page}); {mend}") from error
+    return found
 
 
 def delete_object(

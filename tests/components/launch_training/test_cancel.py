@@ -203,7 +203,7 @@ def test_a_page_in_place_of_every_answer_ends_no_cancel(cluster, caplog):
     deletion = cancel.Deletion(Cluster(PYTORCHJOB), "team", "zhllama.io/run=r")
     deletion.delete("r", "a-uid")
     deletion.delete_all()
-    assert ["200 OK, but no JSON (<html>)" in line for line in caplog.messages] == [True] * 2
+    assert ["200 OK, but no answer of an API server (<html>)" in line for line in caplog.messages] == [True] * 2
 
 
 def test_ctrl_c_is_a_cancel_too(cluster, command):

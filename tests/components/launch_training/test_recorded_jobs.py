@@ -283,7 +283,10 @@ def test_a_token_that_was_replaced_is_read_again(cluster, tmp_path):
 def test_a_login_page_in_place_of_an_api_server_is_a_line(cluster, launch, place):
     page = {"status": 200, "text": "<html><title>Log in</title></html>"}
     cluster.fault = lambda method, path: Fault(recorded=page) if place in path and method != "WATCH" else None
-    with pytest.raises(StorageFault, match=r"200 OK, but no JSON \(<html><title>Log in.*; a login page or a proxy's\?"):
+    with pytest.raises(
+        StorageFault,
+        match=r"200 OK, but no answer of an API server \(<html><title>Log in.*; a login page or a proxy's\?",
+    ):
         launch()
 
 

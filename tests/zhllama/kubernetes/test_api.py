@@ -67,9 +67,14 @@ def test_an_answer_that_stays_is_raised_at_once(name):
     assert asked == [name]
 
 
-@pytest.mark.parametrize("content", [b"<html><title>Log in</title>", b"", b"ok"])
+@pytest.mark.parametrize(
+    "content",
+    [b"<html><title>Log in</title>", b"", b"ok", b"{}", b"null", b"[]", b'{"kind": 3}', b'{"kind": "PodList"}',
+     b'{"kind": "PodList", "items": 3}', b'{"error": "unauthenticated"}'],
+)  # fmt: skip
 def test_a_page_in_place_of_an_answer_is_said(content):
     with pytest.raises(ApiException) as raised:
         call(plain, call=lambda **_: SimpleNamespace(data=content))
-    said = f"200 OK, but no JSON ({content.decode()}); a login page or a proxy's? Check the server in KUBECONFIG"
+    said = f"200 OK, but no answer of an API server ({content.decode()}); a login page or a proxy's?"
+    said += " Check the server in KUBECONFIG"
     assert str(unanswered(raised.value)) == f"the Kubernetes API server failed: {said}"
