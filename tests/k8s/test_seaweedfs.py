@@ -49,7 +49,7 @@ def client(port: int, access_key: str, secret_key: str) -> Any:
 
 @contextmanager
 def running(container: Any, keys: dict[str, str], folder: Path) -> Iterator[tuple[int, int]]:
-    """The container's command, with what the pod gives it, below a folder: the ports of S3 and of its gRPC, on loopback."""
+    """The container's command, with what the pod gives it, on loopback: the ports of S3 and of its gRPC."""
     ports = free_ports(8)
     names = ("master", "volume", "filer", "s3")
     options = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
