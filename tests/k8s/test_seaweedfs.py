@@ -1,5 +1,7 @@
 """k8s/dev's SeaweedFS, started with the StatefulSet's command: it serves S3 to those keys alone, and keeps its data."""
 
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -46,8 +48,8 @@ def client(port: int, access_key: str, secret_key: str) -> Any:
 
 
 @contextmanager
-def running(container: Any, keys: dict[str, str], folder: Path) -> Iterator[int]:
-    """The container's command, with what the pod gives it: on loopback, below a folder, on free ports."""
+def running(container: Any, keys: dict[str, str], folder: Path) -> Iterator[tuple[int, int]]:
+    """The container's command, with what the pod gives it, on loopback: the ports of S3 and of its gRPC."""
     ports = free_ports(8)
     names = ("master", "volume", "filer", "s3")
     options = [f"-{name}.port={ports[2 * i]}" for i, name in enumerate(names)]
@@ -81,23 +83,64 @@ def running(container: Any, keys: dict[str, str], folder: Path) -> Iterator[int]
                 time.sleep(0.2)
         listening = {one.laddr for one in psutil.Process(server.pid).net_connections("inet") if one.status == "LISTEN"}
         assert {one.port for one in listening if one.ip != "127.0.0.1"} == {ports[6], ports[7]}
-        yield ports[6]
+        yield ports[6], ports[7]
     finally:
         server.terminate()
         server.wait(60)
 
 
+def _field(number: int, content: bytes) -> bytes:
+    """Of a protobuf message."""
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+STRANGER = (
+    _field(1, b"stranger")
+    + _field(2, _field(1, b"stranger") + _field(2, b"stranger's"))
+    + b"".join(_field(3, action) for action in (b"Admin", b"Read", b"Write", b"List"))
+)
+"""A user of S3 with keys of its own, as SeaweedFS' parts tell each other of one."""
+
+
+def call(port: int, method: str, message: bytes) -> None:
+    """A gRPC call by somebody who has nothing to show for it, to the end of its answer."""
+
+    def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+        return struct.pack(">I", len(content))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + content
+
+    said = {
+        ":method": "POST", ":scheme": "http", ":path": method, ":authority": "s3", "te": "trailers",
+        "content-type": "application/grpc",
+    }  # fmt: skip
+    head = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in said.items()
+    )
+    data = b"\0" + struct.pack(">I", len(message)) + message
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as one, one.makefile("rb") as answer:
+        one.sendall(
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, head) + frame(0, 1, 1, data)
+        )
+        kind = flags = -1
+        while not (kind == 1 and flags & 1):
+            length, kind, flags, _ = struct.unpack(">IBBI", b"\0" + answer.read(9))
+            answer.read(length)
+
+
 def test_it_serves_the_secrets_keys_alone_and_keeps_what_it_was_given(container, keys, tmp_path):
     access_key, secret_key = keys["AWS_ACCESS_KEY_ID"], keys["AWS_SECRET_ACCESS_KEY"]
-    with running(container, keys, tmp_path) as port:
+    with running(container, keys, tmp_path) as (port, grpc):
         client(port, access_key, secret_key).put_object(Bucket="zhllama", Key="a", Body=b"kept")
+        call(grpc, "/messaging_pb.SeaweedS3IamCache/PutIdentity", _field(1, STRANGER))
+        with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+            client(port, "stranger", "stranger's").get_object(Bucket="zhllama", Key="a")
         for pair in ((access_key, "0" * 40), ("0" * 20, secret_key)):
             with pytest.raises(ClientError, match=r"SignatureDoesNotMatch|InvalidAccessKeyId"):
                 client(port, *pair).get_object(Bucket="zhllama", Key="a")
         probe = container["readinessProbe"]["httpGet"]["path"]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{probe}") as answer:
             assert answer.status == 200
-    with running(container, keys, tmp_path) as port:
+    with running(container, keys, tmp_path) as (port, _):
         assert client(port, access_key, secret_key).get_object(Bucket="zhllama", Key="a")["Body"].read() == b"kept"
 
 

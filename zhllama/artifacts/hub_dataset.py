@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from zhllama.artifacts.hub_bounds import bound_hub
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
@@ -56,6 +57,7 @@ def open_hub_dataset(address: str, where: str) -> Artifact:
     from huggingface_hub import HfApi
 
     asked = HubDataset.parse(address)
+    bound_hub()
 
     def commit() -> str:
         with _mapped(where):
@@ -70,6 +72,7 @@ def hub_rows(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
     """The rows of a dataset that `open_hub_dataset` opened, in order, as they arrive."""
     import datasets
 
+    bound_hub()
     asked = HubDataset.parse(artifact.root)
     with _mapped(artifact.root):
         try:

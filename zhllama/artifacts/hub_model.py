@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from zhllama import storage
 from zhllama.artifacts.blocks import Source
+from zhllama.artifacts.hub_bounds import bound_hub
 from zhllama.artifacts.manifest import File, Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
@@ -57,6 +58,7 @@ def hub_files(repository: str, revision: str | None, folder: str, where: str) ->
     """The commit, and what the Hub says of each file below a folder, by its name there. Errors as hub_errors."""
     from huggingface_hub import HfApi
 
+    bound_hub()
     with hub_errors(where):
         info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT)
     prefix = f"{folder}/" if folder else ""
@@ -73,6 +75,7 @@ def hub_source(root: str, repository: str, commit: str, folder: str) -> Source:
 
         if not length:
             return
+        bound_hub()
         url = hf_hub_url(repository, f"{folder}{name}", revision=commit)
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
         with hub_errors(f"{root}/{name}"):

@@ -22,6 +22,8 @@ Buffer = bytes | bytearray | memoryview
 ATTEMPTS = 8
 """Of one request, the first included, unless AWS_MAX_ATTEMPTS says otherwise."""
 STYLE_VARIABLE = "ZHLLAMA_S3_ADDRESSING_STYLE"
+LONGEST_ANSWER = 32 * 2**20
+"""Bytes of a listing's page or an error: a thousand keys have some megabytes."""
 _CHOICES = {
     STYLE_VARIABLE: ("path", "virtual", "auto"),
     "AWS_REQUEST_CHECKSUM_CALCULATION": ("when_supported", "when_required"),
@@ -47,6 +49,7 @@ class Session:
         from botocore.httpsession import URLLib3Session
         from botocore.utils import get_environ_proxies
 
+        _bound_answers()
         # a session of its own: boto3's default one is shared by threads and keeps the first credentials it found
         core = botocore.session.Session()
         core.get_component("credential_provider").insert_after("env", _mounted())
@@ -145,6 +148,26 @@ class Session:
 
     def _require_answer(self, operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
         require_answer(self.client.meta.endpoint_url, operation_model.name, response_dict)
+
+
+@lru_cache(maxsize=1)
+def _bound_answers() -> None:
+    """What botocore holds as a whole (a listing, an error; never an object of ours) has an end: OSError where it has
+    none."""
+    from botocore.awsrequest import AWSResponse
+
+    def content(self: Any) -> bytes:
+        if self._content is None:
+            held = bytearray()
+            for chunk in self.raw.stream():
+                held += chunk
+                if len(held) > LONGEST_ANSWER:
+                    self.raw.close()
+                    raise OSError(f"an answer has more than {LONGEST_ANSWER:,} bytes")
+            self._content = bytes(held)
+        return bytes(self._content)
+
+    setattr(AWSResponse, "content", property(content))  # noqa: B010 - to mypy it is no variable
 
 
 def _mounted() -> Any:

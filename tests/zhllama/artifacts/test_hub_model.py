@@ -4,7 +4,10 @@ settings when it is imported."""
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,52 @@ def test_a_recheck_fetches_what_was_damaged_on_the_node_and_nothing_else(hub):
     local(hub, "recheck")
     assert damaged.read_bytes() == FILES["model.safetensors"]
     assert hub.sent == {"/someone/model/model.safetensors": len(FILES["model.safetensors"])}
+
+
+ASKS = {
+    "what is there": 'open_hub_model("someone/model", "--model")',
+    "a range": 'hub_source("hf://x", "someone/model", "main", "")("a", 0, 9, memoryview(bytearray(9)), None)',
+}
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+@pytest.mark.parametrize("question", ASKS)
+def test_an_answer_without_end_takes_no_memory_and_is_one_line(question, coding):
+    sent = 0
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal sent
+            if not self.path.startswith("/elsewhere"):
+                self.send_response(302)
+                self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(200)
+            self.send_header("Content-Encoding", coding)
+            self.end_headers()
+            with suppress(OSError):
+                while sent < 400 * 2**20:
+                    self.wfile.write(b" " * 2**20)
+                    sent += 2**20
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}).start()
+        words = f"""
+from zhllama.artifacts.hub_model import hub_source, open_hub_model
+from zhllama.errors import StorageFault
+try:
+    {ASKS[question]}
+except StorageFault as error:
+    print(error)
+"""
+        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+        ended = subprocess.run([sys.executable, "-c", words], env=environment, capture_output=True, text=True)
+        server.shutdown()
+    assert ended.returncode == 0, ended.stderr[-600:]
+    assert ("has more than" if coding == "identity" else "is compressed") in ended.stdout
+    assert sent < 150 * 2**20

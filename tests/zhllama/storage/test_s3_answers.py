@@ -259,6 +259,15 @@ def test_what_is_no_answer_to_a_call_is_believed_by_none(vendor, s3_store, answe
             CALLS[call](f"{s3_store}/a")
 
 
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_answer_that_is_longer_than_any_is_not_held(vendor, s3_store, monkeypatch, status):
+    monkeypatch.setattr("zhllama.storage.s3_session.LONGEST_ANSWER", 2**16)
+    vendor(Answer(status, f'<?xml version="1.0"?><ListBucketResult>{" " * 2**20}'))
+    for call in ("list", "uploads") if status == 200 else ("list", "read"):
+        with pytest.raises(StorageFault, match="has more than 65,536 bytes"):
+            CALLS[call](f"{s3_store}/a")
+
+
 def test_a_page_in_place_of_a_copied_part_is_none(vendor, s3_store):
     """Of an object that boto3 copies by parts."""
 
