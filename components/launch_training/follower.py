@@ -117,8 +117,20 @@ class Follower:
         seen_pods: dict[str, dict[str, Any]] = {}
         settled = time.monotonic() + SETTLED
         refused_since = 0.0
+
+        def refused(error: InputError) -> None:
+            """Sleeps until it is time to look again; the error itself once it has lasted."""
+            nonlocal refused_since
+            now = time.monotonic()
+            if not looked or now - (refused_since or now) > REFUSED_WITHIN:
+                raise error
+            if not refused_since:
+                log.warning("training job %s: %s; looking again for %.0f s", job.name, error, REFUSED_WITHIN)
+            refused_since = refused_since or now
+            self.sleep(REFUSED_EVERY)
+
         while True:
-            pods, told_by, warnings, gives_way = [], [], list[str](), False
+            pods, told_by, warnings = [], [], list[str]()
             try:
                 found = self._cluster.read(job)
                 if found is not None:
@@ -138,17 +150,9 @@ class Follower:
                     ]
                     asked = {metadata["name"]: metadata.get("uid", "") for metadata in pending[:MOST_ASKED]}
                     warnings = self._cluster.warnings(job, uid, asked)
-                    gives_way = yields()
             except InputError as error:
-                now = time.monotonic()
-                if not looked or now - (refused_since or now) > REFUSED_WITHIN:
-                    raise
-                if not refused_since:
-                    log.warning("training job %s: %s; looking again for %.0f s", job.name, error, REFUSED_WITHIN)
-                refused_since = refused_since or now
-                self.sleep(REFUSED_EVERY)
+                refused(error)
                 continue
-            refused_since = 0.0
             seen = self._believed(judge(found, told_by, warnings), pods)
             now = time.monotonic()
             if looked:
@@ -172,8 +176,13 @@ class Follower:
                 if state is State.GONE and self._cancelled():
                     raise SystemExit(EXIT_CANCELLED)
                 return verdict
-            if gives_way:
-                return Verdict(State.YIELDED)
+            try:
+                if yields():
+                    return Verdict(State.YIELDED)
+            except InputError as error:
+                refused(error)
+                continue
+            refused_since = 0.0
             for warning in warnings:
                 if (cause := without_counts(warning)) not in said:
                     said.add(cause)

@@ -48,7 +48,12 @@ def test_a_command_that_is_stopped_leaves_nothing(around, tmp_path, name, number
         address = f"127.0.0.1:{server.getsockname()[1]}"
         cluster = {"name": "a", "cluster": {"server": f"http://{address}"}}
         context = {"name": "a", "context": {"cluster": "a", "user": "a"}}
-        value = {"clusters": [cluster], "contexts": [context], "current-context": "a", "users": [{"name": "a"}]}
+        value = {
+            "clusters": [cluster],
+            "contexts": [context],
+            "current-context": "a",
+            "users": [{"name": "a", "user": {}}],
+        }
         (tmp_path / "kubeconfig").write_text(json.dumps(value))
         told = {"ZHLLAMA_S3_ENDPOINT": f"http://{address}", "KUBECONFIG": str(tmp_path / "kubeconfig")}
         words = [word.format(address=address) for word in WAITING[name]]
