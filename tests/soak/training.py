@@ -255,17 +255,20 @@ def incomplete_checkpoints(store: str) -> set[str]:
 
 
 def killed_and_resumed(
-    seed: int, given: Material, scratch: Path, store: str, environment: Mapping[str, str], backend: str, kills: int
-) -> Counter[str]:
-    """Runs a training through `kills` kills to its end; AssertionError when anything differs from `reference`."""
+    seed: int, given: Material, scratch: Path, store: str, environment: Mapping[str, str], backend: str, kills: int,
+    first: str = "",
+) -> Counter[str]:  # fmt: skip
+    """Runs a training through `kills` kills to its end; AssertionError when anything differs from `reference`. first:
+    the moment of the first kill, else any."""
     chance = random.Random(f"{seed} {backend}")
     options = {"deepspeed": backend, "save_steps": chance.choice((1, 2, 3))}
     counted: Counter[str] = Counter()
     cache = scratch / f"cache-{seed}-{backend}"
-    for _ in range(kills):
+    for number in range(kills):
         training = start(given, store, cache, environment, **options)
         whom = chance.choice(("all", "all", "first", "last", "launcher"))
         moment = chance.choice(("after a step", "after a checkpoint", "after a checkpoint", "while uploading"))
+        moment = moment if number or not first else first
         if moment == "after a step":
             training.wait_for(f" step {chance.randint(1, STEPS // 2)}/{STEPS}")
             time.sleep(chance.uniform(0, 0.3))
