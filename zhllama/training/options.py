@@ -11,8 +11,6 @@ from zhllama.artifacts.manifest import Input, digest_of
 from zhllama.errors import InputError
 from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
 
-LORA_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj"
-"""The seven projections of a LLaMA layer, as in the recipe."""
 SHIPPED_DEEPSPEED = ("zero2", "zero2_offload", "zero3")
 """Names that `--deepspeed` takes instead of a path: JSON files beside this one. docs/training.md says which is for
 what."""
