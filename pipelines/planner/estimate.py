@@ -65,7 +65,8 @@ class PlanRequest:
     @property
     def rows(self) -> int:
         """Of the extended vocabulary, [PAD] included: 49,954 for the recipe's 20,000 Chinese pieces."""
-        return self.pieces or self.size.model.rows + max(self.size.vocab_size - RECIPES_OVERLAP, 0) + 1
+        overlap = RECIPES_OVERLAP if self.size.model.rows == LLAMA_PIECES else 0
+        return self.pieces or self.size.model.rows + max(self.size.vocab_size - overlap, 0) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
