@@ -109,8 +109,8 @@ class TrainingOptions(StageOptions):
     lora_dropout: float = -1.0
     """LoRA dropout; below 0: 0.05, or the continued adapter's."""
     lora_targets: str = ""
-    """Layers that get LoRA weights, by the last part of their name, comma-separated. Not given: the seven projections
-    of a LLaMA layer, or the continued adapter's."""
+    """Layers that get LoRA weights, by the last part of their name, comma-separated. Not given: every projection of a
+    layer, or the continued adapter's."""
     embedding_rows: Literal["auto", "all", "new"] = "auto"
     """Rows of embed_tokens and lm_head that are trained, where they are: all (the recipe), or those that
     extend_tokenizer added, for a fraction of the optimizer's memory. auto: all, or the continued adapter's."""
