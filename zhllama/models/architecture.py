@@ -108,7 +108,7 @@ class Architecture:
         """Tokens that attention sees, where there are fewer than positions."""
         window = config.get("sliding_window", self.window) if self.window else None
         positions = config.get("max_position_embeddings") or self.numbers["max_position_embeddings"]
-        return None if window is None or window >= positions else window
+        return window if type(window) is int and window < positions else None
 
     def windows(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that say to every program which windows there are: where nothing is said, some take their own."""

@@ -152,6 +152,7 @@ def test_published_settings_are_taken_and_windows_are_said_to_every_program(
         (MISTRAL, {"use_sliding_window": False}, r"sets use_sliding_window \(False\)"),
         (MISTRAL, {"layer_types": ["full_attention"] * 32}, "sets layer_types"),
         (MISTRAL, {"sliding_window": 0}, r"sets sliding_window \(0\)"),
+        ({"layer_types": ["full_attention"] * 32} | MISTRAL, {"sliding_window": "all"}, "sets sliding_window"),
         (QWEN3, {"hidden_size": None}, r"not a Qwen3 model's \(hidden_size is None"),
         ({}, {"model_type": "gemma2"}, r"a gemma2 model \(model_type\); only LLaMA, Mistral, Qwen2 and Qwen3 models"),
         ({}, {"model_type": ["llama"]}, r"is of a \['llama'\] model"),
