@@ -107,7 +107,7 @@ class Architecture:
     def window_of(self, config: Mapping[str, Any]) -> int | None:
         """Tokens that attention sees, where there are fewer than positions."""
         window = config.get("sliding_window", self.window) if self.window else None
-        positions = config.get("max_position_embeddings") or self.numbers["max_position_embeddings"]
+        positions: Any = config.get("max_position_embeddings") or self.numbers["max_position_embeddings"]
         return window if type(window) is int and window < positions else None
 
     def windows(self, config: Mapping[str, Any]) -> dict[str, Any]:
