@@ -125,7 +125,8 @@ class Architecture:
         if self.window:
             return whole if name == "sliding_window" else value is True or self.window_of(config) is None
         positions = config.get("max_position_embeddings") or self.numbers["max_position_embeddings"]
-        off = config.get("use_sliding_window", False if self.switched_window else None) is False
+        said = config.get("use_sliding_window")
+        off = said is False or (said is None and self.switched_window)
         return value is False if name == "use_sliding_window" else off or (whole and value >= positions)
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:

@@ -125,13 +125,14 @@ MISTRAL = {
         (QWEN25, {"use_sliding_window": False}),
         (QWEN25 | {"layer_types": ["full_attention"] * 28, "sliding_window": None}, {"use_sliding_window": False}),
         ({k: v for k, v in QWEN25.items() if k != "use_sliding_window"}, {"use_sliding_window": False}),
+        (QWEN25 | {"use_sliding_window": None, "sliding_window": 4096}, {"use_sliding_window": False}),
         (QWEN3, {"head_dim": 128, "tie_word_embeddings": True}),
         (MISTRAL, {"sliding_window": 4096}),
         (MISTRAL | {"sliding_window": None, "head_dim": None, "vocab_size": 32768}, {"sliding_window": None}),
         ({k: v for k, v in MISTRAL.items() if k != "sliding_window"}, {"sliding_window": 4096}),
         (MISTRAL | {"head_dim": 160, "hidden_size": 5124, "sliding_window": None}, {"head_dim": 160}),
     ],
-    ids=["qwen2.5", "saved again", "no switch", "qwen3", "v0.1", "v0.3", "no window named", "nemo"],
+    ids=["qwen2.5", "saved again", "no switch", "null", "qwen3", "v0.1", "v0.3", "no window named", "nemo"],
 )
 def test_published_settings_are_taken_and_windows_are_said_to_every_program(
     published: dict[str, Any], said: dict[str, Any]
