@@ -271,6 +271,8 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
         if value not in typing.get_args(hint):
             raise InputError(f"{field}: {value!r}; use {' or '.join(typing.get_args(hint))}")
         return value
+    if name == "type" and value not in models.ARCHITECTURES:
+        raise InputError(f"{field}: {value!r}; use {' or '.join(models.ARCHITECTURES)}")
     if isinstance(value, bool) != (hint is bool) or not isinstance(value, (int, float) if hint is float else hint):
         raise InputError(f"{field}: {value!r} where {WORDS[hint]} is needed")
     if name in _RATIOS and not 0 <= value < 1:

@@ -10,7 +10,8 @@ from components.launch_training.command import FinetuneArguments as Finetune
 from components.launch_training.command import PretrainArguments as Pretrain
 from pipelines.planner import memory
 from pipelines.planner.estimate import flops_per_token
-from pipelines.sizes import Architecture
+from pipelines.sizes import Architecture, record
+from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
 from zhllama.training.inputs import LoraShape, new_shape
 
@@ -79,6 +80,14 @@ def test_parameters_are_those_of_transformers_class_and_of_the_published_model(n
     counted = sum(weight.numel() for weight in transformers_model(made).parameters())
     assert setting.base_parameters == counted == published
     assert made.kind.parameters(made.config()) == published
+
+
+def test_a_size_says_them_and_another_architecture_is_refused_by_name() -> None:
+    said = {"type": "qwen3", "width": 1024, "layers": 28, "heads": 16, "feed_forward": 3072, "key_value_heads": 8,
+            "head_width": 128, "rows": 151_936, "tied": True}  # fmt: skip
+    assert record(Architecture, said, "x.yaml", "model.") == MODELS["qwen3-0.6b"][0]
+    with pytest.raises(InputError, match=r"x\.yaml: model\.type: 'gemma2'; use llama or mistral or qwen2 or qwen3"):
+        record(Architecture, said | {"type": "gemma2"}, "x.yaml", "model.")
 
 
 @pytest.mark.parametrize("training", TRAININGS)
