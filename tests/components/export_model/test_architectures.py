@@ -24,6 +24,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2, yarn": ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
                                                   "original_max_position_embeddings": 64}}),
+    "qwen3, linear": ("qwen3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0}}),
     "qwen3, heads alone": ("qwen3", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
 }  # fmt: skip
 
