@@ -108,6 +108,7 @@ def files_of(sizes: Mapping[str, int], limit: int = FILE_LIMIT) -> dict[str, lis
 def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positions: int) -> dict[str, Any]:
     """config.json of a model in Meta's layout, which is LLaMA's alone."""
     return checked_config({
+        "architectures": [LLAMA.transformers],
         "model_type": LLAMA.model_type,
         "vocab_size": vocabulary.rows,
         "hidden_size": params.dim,
