@@ -15,13 +15,15 @@ from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.models.architecture import EMBEDDING, HEAD
+from zhllama.models.llama import LLAMA
 from zhllama.progress import Progress, human
 from zhllama.stage.inputs import Inputs
 from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder
 from zhllama.weights.chat_template import chosen
-from zhllama.weights.meta_format import EMBEDDING, HEAD, PARAMS, TOKENIZER, MetaParams
+from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
 from zhllama.weights.model_card import write_card
 from zhllama.weights.model_config import GENERATION, checked_config
 from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json, shard_file
@@ -78,7 +80,7 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
         out.add_bytes(name, content)
 
     said = {"Parameters": f"{parameters:,}", "Chat template": why}
-    write_card(out, weights, "A LLaMA model converted from Meta's checkpoint.", said)
+    write_card(out, weights, f"A {LLAMA.title} model converted from Meta's checkpoint.", said)
     out.facts["chat_template"] = why
 
     out.facts["parameters"] = parameters
@@ -104,10 +106,10 @@ def files_of(sizes: Mapping[str, int], limit: int = FILE_LIMIT) -> dict[str, lis
 
 
 def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positions: int) -> dict[str, Any]:
-    """config.json of a LLaMA model."""
+    """config.json of a model in Meta's layout, which is LLaMA's alone."""
     return checked_config({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [LLAMA.transformers],
+        "model_type": LLAMA.model_type,
         "vocab_size": vocabulary.rows,
         "hidden_size": params.dim,
         "intermediate_size": width,

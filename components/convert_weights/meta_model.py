@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from zhllama.artifacts.json_file import LARGEST
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.weights.meta_format import DROPPED, EMBEDDING, PARAMS, MetaParams, Place, permute, places, shard_name
+from zhllama.models.architecture import DROPPED, EMBEDDING
+from zhllama.weights.meta_format import PARAMS, MetaParams, Place, permute, places, shard_name
 from zhllama.weights.torch_zip import PthFile
 
 if TYPE_CHECKING:

@@ -6,14 +6,14 @@ wq and wk are permuted; a shard holds whole heads, so that commutes with joining
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
-from zhllama.weights.rope import THETA
+from zhllama.models.architecture import EMBEDDING, HEAD
+from zhllama.models.rope import THETA
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 PARAMS = "params.json"
 TOKENIZER = "tokenizer.model"
 SUMS = "sha256sums.txt"
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-DROPPED = re.compile(r"(^|\.)(rope\.freqs|inv_freq)$")
-"""Tensors that say nothing: the rotary frequencies, which the configuration gives."""
 
 _FRACTIONS = {"norm_eps": 1.0, "rope_theta": 1e12, "ffn_dim_multiplier": 1e6}
 """Fields of params.json that are no whole numbers, and what they must lie below."""
@@ -147,9 +143,9 @@ def permute(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
 
 
 def unpermute(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
-    """Hugging Face → Meta: the inverse of `permute`, which is not the same operation."""
-    rows, dim = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, dim).transpose(1, 2).reshape(rows, dim)
+    """Hugging Face → Meta: the inverse of `permute`, which is not the same operation. A bias as well."""
+    rows, *dim = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, *dim).transpose(1, 2).reshape(rows, *dim)
 
 
 def extents(size: int, shards: int, uneven: bool = False) -> list[int]:
