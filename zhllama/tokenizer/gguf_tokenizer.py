@@ -98,7 +98,7 @@ def tokenizer_files_of(fields: Mapping[str, Any], where: str) -> dict[str, bytes
             files = {FAST: _text(byte_level_of(fields, where))}
         return files | {CONFIG: _text(config)}
     except _WRONG as error:
-        said = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
+        said = f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{where}: its vocabulary is none ({said}); fetch or export it again") from error
 
 

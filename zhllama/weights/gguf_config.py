@@ -1,0 +1,159 @@
+"""config.json of a GGUF's fields.
+
+llama.cpp computes by the fields that begin with the architecture's name. Those are a list of what is done and of what
+says nothing at its value; any other is refused by name. Llama 3's stretched positions are in no field but in the tensor
+`rope_freqs.weight`: a factor for each frequency, from which the settings that config.json has are found again.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from zhllama.errors import InputError
+from zhllama.weights.gguf_file import GgufFile, GgufTensor
+from zhllama.weights.gguf_places import by_gguf
+from zhllama.weights.model_config import checked_config
+
+ROPE_FREQS = "rope_freqs.weight"
+_WHOLE = {
+    "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size", "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads", "context_length": "max_position_embeddings",
+}  # fmt: skip
+"""Fields that must be there → config.json's."""
+_DONE = {
+    *_WHOLE, "attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count",
+    "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor",
+    "rope.scaling.original_context_length", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+    "rope.scale_linear", "attention.sliding_window",
+}  # fmt: skip
+_HARMLESS = {"vocab_size", "rope.scaling.finetuned", "tensor_data_layout"}
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "expert_count": (0,), "expert_used_count": (0,), "attention.causal": (True,), "use_parallel_residual": (False,),
+    "rope.scaling.attn_factor": (0.0, 1.0), "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,), "logit_scale": (0.0, 1.0), "residual_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0), "attention.scale": (0.0,), "pooling_type": (0,),
+}  # fmt: skip
+"""What says nothing at one of these values."""
+_KINDS = {"none": "default", "linear": "linear", "yarn": "yarn"}
+_MEND = "fetch another copy, or the model as a folder of transformers'"
+_LENGTHS = tuple(2**power for power in range(13, 4, -1)) + tuple(2**power for power in range(14, 21))
+"""Positions that a model was stretched from: Llama's own 8,192 first."""
+
+
+def gguf_config(gguf: GgufFile, tied: bool, rows: int) -> dict[str, Any]:
+    """As checked_config gives it, without special ids. tied: there is no head; rows: of the embedding. InputError for
+    an architecture, or a setting, that is not done."""
+    where, fields = gguf.where, gguf.fields
+    if (kind := fields.get("general.type", "model")) != "model":
+        raise InputError(f"{where}: this GGUF is no model but of the kind {kind!s:.40}; give the model's own file")
+    architecture = by_gguf(fields.get("general.architecture"), where)
+    said = {
+        name.removeprefix(f"{architecture.gguf}."): value
+        for name, value in fields.items()
+        if name.startswith(f"{architecture.gguf}.")
+    }
+    for name, value in said.items():
+        if name not in _DONE | _HARMLESS and value not in _WITHOUT_EFFECT.get(name, ()):
+            raise InputError(f"{where} sets {name:.80} ({value!r:.40}), which is not done here; {_MEND}")
+    found: dict[str, Any] = {"model_type": architecture.model_type, "vocab_size": rows}
+    found |= {theirs: _whole(said.get(name), name, where) for name, theirs in _WHOLE.items()}
+    heads = found["num_attention_heads"]
+    found["num_key_value_heads"] = _whole(said.get("attention.head_count_kv", heads), "attention.head_count_kv", where)
+    width = said.get("attention.key_length", found["hidden_size"] // heads)
+    for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        if said.get(name, width) != width:
+            raise InputError(f"{where}: its heads are {width!r:.20} wide and {name} is {said[name]!r:.20}; {_MEND}")
+    eps = said.get("attention.layer_norm_rms_epsilon")
+    if type(eps) is not float:
+        raise InputError(f"{where}: it has no attention.layer_norm_rms_epsilon; {_MEND}")
+    found |= {
+        "head_dim": _whole(width, "attention.key_length", where),
+        "hidden_act": "silu",
+        # of float32, the shortest number that is the same one: 1e-05 and not 9.999999747378752e-06
+        "rms_norm_eps": _shortest(eps),
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.02,
+        "use_cache": True,
+    }
+    window = said.get("attention.sliding_window")
+    if window:
+        found["sliding_window"] = window
+    found |= {
+        flag: True for flag, name in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_down"))
+        if flag in architecture.flags and f"blk.0.{name}.bias" in gguf.tensors
+    }  # fmt: skip
+    theta = _shortest(said.get("rope.freq_base", 10_000.0))
+    return checked_config({**found, "rope_theta": theta, "rope_scaling": _scaling(gguf, said, theta, width)}, where)
+
+
+def _whole(value: Any, name: str, where: str) -> int:
+    if isinstance(value, list) and value and value.count(value[0]) == len(value):
+        value = value[0]  # one for each layer
+    if type(value) is not int or not 0 < value < 2**31:
+        raise InputError(f"{where}: {name} is {value!r:.20}, where a whole number above 0 is needed; {_MEND}")
+    return value
+
+
+def _shortest(value: Any) -> Any:
+    """Of a float32, the shortest decimal that is the same one."""
+    import numpy as np
+
+    return float(str(np.float32(value))) if type(value) is float and math.isfinite(value) else value
+
+
+def _scaling(gguf: GgufFile, said: Mapping[str, Any], theta: float, width: int) -> dict[str, Any] | None:
+    """`rope_scaling` of config.json."""
+    kind = said.get("rope.scaling.type", "linear" if "rope.scaling.factor" in said else "none")
+    factor = said.get("rope.scaling.factor", said.get("rope.scale_linear", 1.0))
+    kind = "linear" if kind == "none" and "rope.scale_linear" in said else kind
+    if kind not in _KINDS:
+        raise InputError(f"{gguf.where}: rope.scaling.type is {kind!s:.40}, which is not done here; {_MEND}")
+    if tensor := gguf.tensors.get(ROPE_FREQS):
+        if kind != "none" and factor != 1.0:
+            raise InputError(f"{gguf.where}: it has {ROPE_FREQS} and stretches its positions ({kind}) too; {_MEND}")
+        return _llama3(gguf, tensor, theta, width)
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        return None
+    found = {"rope_type": kind, "factor": _shortest(factor)}
+    if kind == "yarn":
+        names = {
+            "original_context_length": "original_max_position_embeddings",
+            "yarn_beta_fast": "beta_fast",
+            "yarn_beta_slow": "beta_slow",
+        }
+        settings = {theirs: said.get(f"rope.scaling.{name}") for name, theirs in names.items()}
+        found |= {name: _shortest(value) for name, value in settings.items() if value is not None}
+    return found
+
+
+def _llama3(gguf: GgufFile, tensor: GgufTensor, theta: float, width: int) -> dict[str, Any] | None:
+    """The settings of `llama3` that give these factors. None where they are all 1."""
+    if tensor.shape != (width // 2,) or tensor.type != "F32":
+        raise InputError(f"{gguf.where}: {ROPE_FREQS} is {tensor.type} {tensor.shape}; {_MEND}")
+    factors = [float(one) for piece in gguf.pieces(tensor) for one in piece]
+    greatest = max(factors)
+    if all(one == 1.0 for one in factors):
+        return None
+    low, *highs = 1.0, 4.0, 2.0, 8.0, 16.0, 32.0
+    for length, high, factor in product(_LENGTHS, highs, dict.fromkeys((greatest, 8.0, 32.0))):
+        wanted = llama3_factors(theta, width, factor, low, high, length)
+        if all(math.isclose(one, other, rel_tol=1e-4) for one, other in zip(factors, wanted)):
+            return {
+                "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
+                "original_max_position_embeddings": length,
+            }  # fmt: skip
+    raise InputError(
+        f"{gguf.where}: {ROPE_FREQS} holds other factors than Llama 3's way of stretching gives, which is not done; "
+        f"{_MEND}"
+    )
+
+
+def llama3_factors(theta: float, width: int, factor: float, low: float, high: float, length: int) -> Sequence[float]:
+    """What each frequency is divided by: 1 for short waves, `factor` for long ones, between them what lies between."""
+    found = []
+    for index in range(0, width, 2):
+        turns = length / (2 * math.pi * theta ** (index / width))  # of the length that was trained
+        smooth = min(1.0, max(0.0, (turns - low) / (high - low)))
+        found.append(1 / ((1 - smooth) / factor + smooth))
+    return found
