@@ -16,13 +16,14 @@ from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.progress import Progress, human
 from zhllama.stage.inputs import Inputs
 from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import load_encoder, padding_multiple
 from zhllama.weights.chat_template import chosen
-from zhllama.weights.meta_format import EMBEDDING, HEAD, TOKENIZER
+from zhllama.weights.meta_format import TOKENIZER
 from zhllama.weights.model_card import write_card
 from zhllama.weights.model_config import GENERATION
 from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json, shard_file
@@ -76,7 +77,7 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
         out.add_bytes(name, content)
 
     said = {"Parameters": f"{parameters:,}", "Chat template": why}
-    write_card(out, weights, f"A LLaMA model converted from {model.made_of}.", said)
+    write_card(out, weights, f"A {model.title} model converted from {model.made_of}.", said)
     out.facts["chat_template"] = why
 
     out.facts["parameters"] = parameters

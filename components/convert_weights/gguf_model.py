@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zhllama.artifacts.in_memory import in_memory
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.models import by_gguf
+from zhllama.models.architecture import Place
 from zhllama.tokenizer.gguf_tokenizer import ends_of, tokenizer_files_of
 from zhllama.tokenizer.vocabulary import Vocabulary
 from zhllama.weights.gguf_config import ROPE_FREQS, gguf_config
 from zhllama.weights.gguf_file import GgufFile, GgufTensor
-from zhllama.weights.gguf_places import Place, by_gguf
 from zhllama.weights.meta_format import permute
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class GgufModel:
         self._asked = dtype
         self.where = where = gguf.where
         self.shards = gguf.names
-        architecture = by_gguf(gguf.fields.get("general.architecture"), where)
+        architecture = by_gguf(str(gguf.fields.get("general.architecture")), where)
+        self.title = architecture.title
         if _EMBEDDING not in gguf.tensors:
             raise InputError(f"{where}: no tensor {_EMBEDDING} in it, as a vocabulary alone has none; give the model")
         self.tied = _HEAD not in gguf.tensors

@@ -14,21 +14,12 @@ from zhllama.artifacts.in_memory import in_memory
 from zhllama.artifacts.json_file import LARGEST
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.models.architecture import DROPPED, EMBEDDING, HEAD
+from zhllama.models.llama import LLAMA
 from zhllama.tokenizer.tiktoken_file import ends_of, is_tiktoken, tokenizer_files_of
 from zhllama.tokenizer.vocabulary import Vocabulary
 from zhllama.weights.chat_template import CONFIG as TOKENIZER_CONFIG
-from zhllama.weights.meta_format import (
-    DROPPED,
-    EMBEDDING,
-    HEAD,
-    PARAMS,
-    TOKENIZER,
-    MetaParams,
-    Place,
-    permute,
-    places,
-    shard_name,
-)
+from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams, Place, permute, places, shard_name
 from zhllama.weights.model_config import GENERATION, checked_config
 from zhllama.weights.torch_zip import PthFile
 
@@ -55,7 +46,7 @@ class MetaModel:
     """The tensors of a Meta checkpoint by Hugging Face name, in the order of `places`; and all else that a
     conversion asks of a source of weights: `tokenizer`, the artifact that has its files, `generation`, `config`."""
 
-    made_of = "Meta's checkpoint"
+    title, made_of = LLAMA.title, "Meta's checkpoint"
     tied = padded = False
 
     def __init__(self, weights: Artifact, option: str) -> None:
@@ -107,11 +98,10 @@ class MetaModel:
             del self.tensors[HEAD]
 
     def config(self, vocabulary: Vocabulary, max_positions: int) -> dict[str, Any]:
-        """config.json of a LLaMA model. max_positions: as the option says."""
+        """config.json of a model in Meta's layout, which is LLaMA's alone. max_positions: as the option says."""
         params = self.params
         return checked_config({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "model_type": LLAMA.model_type,
             "vocab_size": vocabulary.rows,
             "hidden_size": params.dim,
             "intermediate_size": self.width,

@@ -24,8 +24,9 @@ class Written(Protocol):
 class WeightSource(Protocol):
     """A whole model under Hugging Face names. All that can be wrong is found before a weight is read."""
 
+    title: str
     made_of: str
-    """As a card says it."""
+    """As a card says it: of which kind the model is, and what it was in."""
     shards: list[Any]
     tokenizer: Artifact
     """Has the files of its tokenizer, and its chat template, if there is one."""

@@ -45,7 +45,7 @@ def split_kinds(value: str) -> list[str]:
 def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactWriter) -> None:
     """Writes `model-<kind>.gguf` for each kind (none given: the model's own precision) and tokenizer.model."""
     plan = plan_gguf(model, name)
-    encoder = plan.llama.encoder
+    encoder = plan.model.encoder
     kinds = list(kinds) or [plan.own_precision]
     quantised = [kind for kind in kinds if kind in QUANTIZATIONS]
     sizes = {kind: estimate(plan, kind) for kind in kinds}
@@ -109,7 +109,7 @@ def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> di
 
 def tokens_differing(plan: GgufModel) -> int:
     """How many probe lines llama.cpp encodes otherwise than BOS and SentencePiece's ids."""
-    encoder = plan.llama.encoder
+    encoder = plan.model.encoder
     lines = probe_lines(encoder)
     with temporary_folder() as folder:
         path = Path(folder, "vocabulary.gguf")

@@ -14,6 +14,8 @@ from components.extend_tokenizer.pieces import extended, splits, unreachable
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.models import architecture
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.prompt import DEFAULT
@@ -21,7 +23,6 @@ from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
 from zhllama.weights.chat_template import chosen
 from zhllama.weights.fit import require_rows
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import write_card
 from zhllama.weights.model_config import GENERATION, model_config
 from zhllama.weights.safetensors_io import INDEX, Checkpoint, SafetensorsStream, index_json, shard_file
@@ -69,7 +70,8 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     write_settings(out, settings | sizes, given.get(GENERATION, {}), ids)
     _write_weights(out, checkpoint, vocabulary, splits(base.model, extension.appended), config)
 
-    made = f"A LLaMA model whose vocabulary was extended by {len(extension.appended):,} pieces, not yet trained."
+    kind = architecture(settings, checkpoint.where).title
+    made = f"A {kind} model whose vocabulary was extended by {len(extension.appended):,} pieces, not yet trained."
     write_card(out, model, made, {"Vocabulary": f"{encoder.size:,} pieces", "Chat template": why})
 
     lines = probe(extension.appended, config.seed)

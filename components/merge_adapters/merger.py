@@ -12,6 +12,8 @@ from zhllama import storage
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.models import architecture
+from zhllama.models.architecture import EMBEDDING
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
@@ -19,7 +21,6 @@ from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import padding_multiple
 from zhllama.weights.chat_template import chosen, is_template
 from zhllama.weights.fit import require_rows
-from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.model_card import write_card
 from zhllama.weights.model_config import GENERATION
 from zhllama.weights.settings import read_settings, write_settings
@@ -93,7 +94,8 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         multiple = padding_multiple(vocabulary.size, rows)
         dtype = checkpoint.info(EMBEDDING).dtype
         out.vocabulary = replace(vocabulary, tied=plan.tied, dtype=dtype, padding_multiple=multiple)
-    made = f"A LLaMA model with {len(given)} adapter{'s' if len(given) > 1 else ''} merged into it."
+    kind, several = architecture(settings, checkpoint.where), "s" if len(given) > 1 else ""
+    made = f"A {kind.title} model with {len(given)} adapter{several} merged into it."
     pieces = {} if vocabulary is None else {"Vocabulary": f"{vocabulary.size:,} pieces"}
     write_card(out, model, made, pieces | ({} if encoder is None else {"Chat template": why}))
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None

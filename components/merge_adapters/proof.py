@@ -16,11 +16,11 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.inference.adapters import merge_into
+from zhllama.models.architecture import EMBEDDING
 from zhllama.progress import human
 from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.adapter import Adapter
-from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.model_folder import lay_out
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, stays_tied

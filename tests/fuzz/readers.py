@@ -86,10 +86,12 @@ def settings_files() -> dict[str, bytes]:
 def tensors() -> dict[str, Any]:
     import torch
 
-    from zhllama.weights.model_config import _shapes, checked_config
+    from zhllama.models import architecture
+    from zhllama.weights.model_config import checked_config
 
     settings = checked_config(json.loads(settings_files()["config.json"]), "here")
-    return {name: torch.ones(shape, dtype=torch.float16) for name, shape in _shapes(settings).items()}
+    places = architecture(settings, "here").places(settings)
+    return {place.hf: torch.ones(place.shape, dtype=torch.float16) for place in places}
 
 
 @cache

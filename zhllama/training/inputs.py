@@ -11,6 +11,8 @@ from typing import Literal
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
+from zhllama.models import architecture
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
@@ -19,7 +21,6 @@ from zhllama.weights.adapter_config import AdapterConfig
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import contracts_of, require_equal, require_rows, require_trained_on, rows_fit, trained_on
 from zhllama.weights.merge_plan import encoder_of
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, stays_tied
@@ -70,7 +71,8 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
             _require_fitting(adapter, checkpoint, vocabulary, says)
         for target in shape.targets if adapter is None else ():
             if not any(name.endswith(f".{target}.weight") and len(one.shape) == 2 for name, one in tensors.items()):
-                raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, v_proj …")
+                own = ", ".join(architecture(config, names[0]).lora_modules)
+                raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; its own are {own}")
         if shape.embeddings == "new" and zero_stage(settings) == 3:
             said = "under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained alone"
             raise InputError(f"--embedding-rows new: {said}; give --deepspeed zero2 or none")
@@ -79,7 +81,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
         said = f"was packed as {packing or 'nobody says what'}, several documents to a block"
         raise InputError(f"--faithful: {names[1]} {said}; prepare it with --packing faithful")
     if EMBEDDING not in tensors:
-        raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
+        raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a whole model is needed")
     return TrainingInputs(model, dataset, adapter, vocabulary)
 
 

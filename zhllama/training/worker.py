@@ -25,6 +25,8 @@ from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
 from zhllama.errors import InputError
+from zhllama.models import architecture
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
@@ -54,7 +56,6 @@ from zhllama.weights.chat_template import (
     template_in,
 )
 from zhllama.weights.fit import lineage_of, weights_of
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
 from zhllama.weights.model_config import CONFIG, GENERATION, model_config
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
@@ -216,7 +217,8 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
                 stream.write(name, trained[name].to(kind) if name in trained else checkpoint.read(name))
             stream.close()
     said = {"Chat template": out.facts["chat_template"]}
-    write_card(out, inputs.model, "A LLaMA model whose embeddings were trained further.", said)
+    kind = architecture(settings[CONFIG], checkpoint.where)
+    write_card(out, inputs.model, f"A {kind.title} model whose embeddings were trained further.", said)
     out.facts["trained"] = sorted(trained)
     if "pieces_before" in inputs.model.manifest.facts:
         # the next phase may train the new rows alone: it has to know which they are

@@ -11,8 +11,8 @@ from itertools import product
 from typing import Any
 
 from zhllama.errors import InputError
+from zhllama.models import by_gguf
 from zhllama.weights.gguf_file import GgufFile, GgufTensor
-from zhllama.weights.gguf_places import by_gguf
 from zhllama.weights.model_config import checked_config
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -47,7 +47,7 @@ def gguf_config(gguf: GgufFile, tied: bool, rows: int) -> dict[str, Any]:
     where, fields = gguf.where, gguf.fields
     if (kind := fields.get("general.type", "model")) != "model":
         raise InputError(f"{where}: this GGUF is no model but of the kind {kind!s:.40}; give the model's own file")
-    architecture = by_gguf(fields.get("general.architecture"), where)
+    architecture = by_gguf(str(fields.get("general.architecture")), where)
     said = {
         name.removeprefix(f"{architecture.gguf}."): value
         for name, value in fields.items()

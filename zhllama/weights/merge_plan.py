@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.models.architecture import EMBEDDING
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, has_tokenizer, load_encoder
 from zhllama.weights.adapter import Adapter, Shape
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import Step, base_weights, contracts_of, require_fit, trained_on
-from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import settle
 

@@ -6,14 +6,14 @@ wq and wk are permuted; a shard holds whole heads, so that commutes with joining
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
-from zhllama.weights.rope import THETA
+from zhllama.models.architecture import EMBEDDING, HEAD
+from zhllama.models.rope import THETA
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 PARAMS = "params.json"
 TOKENIZER = "tokenizer.model"
 SUMS = "sha256sums.txt"
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-DROPPED = re.compile(r"(^|\.)(rope\.freqs|inv_freq)$")
-"""Tensors that say nothing: the rotary frequencies, which the configuration gives."""
 
 SCALED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """Beside the factor, Llama 3.1's settings."""

@@ -17,10 +17,10 @@ from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import DEFAULT
 from zhllama.tokenizer.vocabulary import Relation, load_encoder
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import INDEX, Checkpoint
 
 

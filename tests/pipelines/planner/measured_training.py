@@ -122,7 +122,7 @@ def measured(case: Case) -> int:
                 tie_word_embeddings=False,
                 dtype=dtype,
             )
-            found = model.PackedLlama._from_config(config, attn_implementation=model.attention(dtype))
+            found = model.packed("LlamaForCausalLM")._from_config(config, attn_implementation=model.attention(dtype))
             found.config.use_cache = False
             found.requires_grad_(False)
             return found

@@ -194,11 +194,11 @@ def test_operations_are_those_that_the_training_logs(stage):
 
     from zhllama.training.inputs import LoraShape
     from zhllama.training.metrics import flops_per_token as logged
-    from zhllama.training.model import PackedLlama, add_lora, train_embeddings_only
+    from zhllama.training.model import add_lora, packed, train_embeddings_only
     from zhllama.training.options import LORA_TARGETS
 
     with torch.device("meta"):
-        model: Any = PackedLlama(
+        model: Any = packed("LlamaForCausalLM")(
             LlamaConfig(vocab_size=49_954, hidden_size=4096, intermediate_size=11008, num_hidden_layers=2)
         ).requires_grad_(False)
         if stage == "embeddings":

@@ -114,7 +114,7 @@ def _rope(config: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Ro
                 f"{where}: config.json sets {name:.80} of the rotary positions, which is not done; {_MEND}"
             )
     if config.get("partial_rotary_factor") not in (None, 1):
-        raise InputError(f"{where}: config.json sets partial_rotary_factor, which is not done for LLaMA; {_MEND}")
+        raise InputError(f"{where}: config.json sets partial_rotary_factor, which is not done; {_MEND}")
     return Rope(kind, theta, settings)
 
 
