@@ -6,26 +6,21 @@ bit for bit what `gguf.dequantize` gives. `--dtype bfloat16` halves that; its ro
 llama.cpp keeps norms in float32; they are written as the matrices are, where that holds every value of them.
 """
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zhllama.artifacts.in_memory import in_memory
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.models import by_gguf
-from zhllama.models.architecture import Place
+from zhllama.models import architecture
 from zhllama.tokenizer.gguf_tokenizer import ends_of, tokenizer_files_of
 from zhllama.tokenizer.vocabulary import Vocabulary
-from zhllama.weights.gguf_config import ROPE_FREQS, gguf_config
+from zhllama.weights.gguf_config import gguf_places
 from zhllama.weights.gguf_file import GgufFile, GgufTensor
 from zhllama.weights.meta_format import permute
 
 if TYPE_CHECKING:
     import torch
-
-_DROPPED = re.compile(rf"{re.escape(ROPE_FREQS)}|blk\.\d+\.attn_rot_embd\.weight")
-_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
 class Written(NamedTuple):
@@ -46,26 +41,9 @@ class GgufModel:
         self._asked = dtype
         self.where = where = gguf.where
         self.shards = gguf.names
-        architecture = by_gguf(str(gguf.fields.get("general.architecture")), where)
-        self.title = architecture.title
-        if _EMBEDDING not in gguf.tensors:
-            raise InputError(f"{where}: no tensor {_EMBEDDING} in it, as a vocabulary alone has none; give the model")
-        self.tied = _HEAD not in gguf.tensors
-        self.vocabulary_rows = gguf.tensors[_EMBEDDING].shape[0]
-        self._config = gguf_config(gguf, self.tied, self.vocabulary_rows)
-        self._places: dict[str, Place] = {}
-        for place in architecture.places(self._config):
-            if place.gguf == _HEAD and self.tied:
-                continue
-            if (tensor := gguf.tensors.get(place.gguf)) is None or tensor.shape != place.shape:
-                found = "is not there" if tensor is None else f"is {tensor.shape}"
-                raise InputError(f"{where}: {place.gguf} {found}, where its fields say {place.shape}; fetch it again")
-            self._places[place.hf] = place
-        known = {place.gguf for place in self._places.values()}
-        if more := sorted(name for name in gguf.tensors if name not in known and not _DROPPED.fullmatch(name)):
-            raise InputError(
-                f"{where}: tensor {more[0]:.80} is none of a model of the kind {architecture.gguf}; give another model"
-            )
+        self._config, self._places = gguf_places(gguf)
+        self.title = architecture(self._config, where).title
+        self.tied, self.vocabulary_rows = self._config["tie_word_embeddings"], self._config["vocab_size"]
         matrices = {tensor.type for tensor in map(self._tensor, self._places) if len(tensor.shape) > 1}
         own = next(iter(matrices)) if len(matrices) == 1 else ""
         self.dtype = dtype or {"F16": "float16", "BF16": "bfloat16"}.get(own, "float32")

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zhllama.artifacts.json_file import LARGEST
 from zhllama.errors import InputError
 from zhllama.tokenizer.effective_model import CONFIG, FAST
 from zhllama.tokenizer.gguf_tokenizer import PRE, byte_level_json, pre_of
@@ -26,6 +25,8 @@ BEGIN, END, TURN, MESSAGE, PAD = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|finetune_right_pad_id|>"
 )  # fmt: skip
 _LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,8})")
+_LARGEST = 64 * 2**20
+"""Bytes; Llama 3's has 2 MB."""
 _LONGEST = 512
 """Bytes of a token; Llama 3's longest has 128."""
 _PRE = "llama-bpe"
@@ -92,7 +93,7 @@ def ends_of(files: Mapping[str, bytes]) -> list[int]:
 
 def ranks_of(content: bytes) -> dict[bytes, int]:
     """Token → rank, in the order of the ranks. ValueError for a line that is none, and for a token or rank twice."""
-    if len(content) > LARGEST:
+    if len(content) > _LARGEST:
         raise ValueError(f"it has {len(content):,} bytes")
     found: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), 1):

@@ -6,16 +6,20 @@ says nothing at its value; any other is refused by name. Llama 3's stretched pos
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from zhllama.errors import InputError
-from zhllama.models import by_gguf
+from zhllama.models import architecture, by_gguf
+from zhllama.models.architecture import HEAD, Place
 from zhllama.weights.gguf_file import GgufFile, GgufTensor
 from zhllama.weights.model_config import checked_config
 
 ROPE_FREQS = "rope_freqs.weight"
+_DROPPED = re.compile(rf"{re.escape(ROPE_FREQS)}|blk\.\d+\.attn_rot_embd\.weight")
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _WHOLE = {
     "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size", "block_count": "num_hidden_layers",
     "attention.head_count": "num_attention_heads", "context_length": "max_position_embeddings",
@@ -41,22 +45,42 @@ _LENGTHS = tuple(2**power for power in range(13, 4, -1)) + tuple(2**power for po
 """Positions that a model was stretched from: Llama's own 8,192 first."""
 
 
-def gguf_config(gguf: GgufFile, tied: bool, rows: int) -> dict[str, Any]:
-    """As checked_config gives it, without special ids. tied: there is no head; rows: of the embedding. InputError for
-    an architecture, or a setting, that is not done."""
+def gguf_places(gguf: GgufFile) -> tuple[dict[str, Any], dict[str, Place]]:
+    """A model's config.json, and by Hugging Face name where its tensors are. InputError for one that is missing, of
+    another shape, or none of such a model, and as gguf_config."""
+    where, tensors = gguf.where, gguf.tensors
+    config = gguf_config(gguf)
+    places = {place.hf: place for place in architecture(config, where).places(config)}
+    if config["tie_word_embeddings"]:
+        del places[HEAD]
+    for place in places.values():
+        if place.gguf not in tensors or tensors[place.gguf].shape != place.shape:
+            found = f"is {tensors[place.gguf].shape}" if place.gguf in tensors else "is not there"
+            raise InputError(f"{where}: {place.gguf} {found}, where its fields say {place.shape}; fetch it again")
+    known = {place.gguf for place in places.values()}
+    if more := sorted(name for name in tensors if name not in known and not _DROPPED.fullmatch(name)):
+        kind = gguf.fields.get("general.architecture")
+        raise InputError(
+            f"{where}: tensor {more[0]:.80} is none of a model of the kind {kind!s:.40}; give another model"
+        )
+    return config, places
+
+
+def gguf_config(gguf: GgufFile) -> dict[str, Any]:
+    """As checked_config gives it, without special ids. InputError for an architecture, or a setting, that is not
+    done."""
     where, fields = gguf.where, gguf.fields
     if (kind := fields.get("general.type", "model")) != "model":
         raise InputError(f"{where}: this GGUF is no model but of the kind {kind!s:.40}; give the model's own file")
-    architecture = by_gguf(str(fields.get("general.architecture")), where)
-    said = {
-        name.removeprefix(f"{architecture.gguf}."): value
-        for name, value in fields.items()
-        if name.startswith(f"{architecture.gguf}.")
-    }
+    model = by_gguf(str(fields.get("general.architecture")), where)
+    begin = f"{model.gguf}."
+    said = {name.removeprefix(begin): value for name, value in fields.items() if name.startswith(begin)}
+    if _EMBEDDING not in gguf.tensors:
+        raise InputError(f"{where}: no tensor {_EMBEDDING} in it, as a vocabulary alone has none; give the model")
     for name, value in said.items():
         if name not in _DONE | _HARMLESS and value not in _WITHOUT_EFFECT.get(name, ()):
             raise InputError(f"{where} sets {name:.80} ({value!r:.40}), which is not done here; {_MEND}")
-    found: dict[str, Any] = {"model_type": architecture.model_type, "vocab_size": rows}
+    found: dict[str, Any] = {"model_type": model.model_type, "vocab_size": gguf.tensors[_EMBEDDING].shape[0]}
     found |= {theirs: _whole(said.get(name), name, where) for name, theirs in _WHOLE.items()}
     heads = found["num_attention_heads"]
     found["num_key_value_heads"] = _whole(said.get("attention.head_count_kv", heads), "attention.head_count_kv", where)
@@ -72,7 +96,7 @@ def gguf_config(gguf: GgufFile, tied: bool, rows: int) -> dict[str, Any]:
         "hidden_act": "silu",
         # of float32, the shortest number that is the same one: 1e-05 and not 9.999999747378752e-06
         "rms_norm_eps": _shortest(eps),
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": _HEAD not in gguf.tensors,
         "initializer_range": 0.02,
         "use_cache": True,
     }
@@ -81,7 +105,7 @@ def gguf_config(gguf: GgufFile, tied: bool, rows: int) -> dict[str, Any]:
         found["sliding_window"] = window
     found |= {
         flag: True for flag, name in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_down"))
-        if flag in architecture.flags and f"blk.0.{name}.bias" in gguf.tensors
+        if flag in model.flags and f"blk.0.{name}.bias" in gguf.tensors
     }  # fmt: skip
     theta = _shortest(said.get("rope.freq_base", 10_000.0))
     return checked_config({**found, "rope_theta": theta, "rope_scaling": _scaling(gguf, said, theta, width)}, where)
