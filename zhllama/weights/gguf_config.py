@@ -7,6 +7,7 @@ says nothing at its value; any other is refused by name. Llama 3's stretched pos
 
 import math
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -155,7 +156,8 @@ def _llama3(gguf: GgufFile, tensor: GgufTensor, theta: float, width: int) -> dic
     """The settings of `llama3` that give these factors. None where they are all 1."""
     if tensor.shape != (width // 2,) or tensor.type != "F32":
         raise InputError(f"{gguf.where}: {ROPE_FREQS} is {tensor.type} {tensor.shape}; {_MEND}")
-    factors = [float(one) for piece in gguf.pieces(tensor) for one in piece]
+    content = gguf.artifact.read_range(tensor.file, tensor.start, tensor.length)
+    factors = struct.unpack(f"<{width // 2}f", content)
     greatest = max(factors)
     if all(one == 1.0 for one in factors):
         return None
