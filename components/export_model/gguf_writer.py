@@ -5,6 +5,7 @@ and k in Meta's order, one-dimensional tensors in float32, no rows that only pad
 types as they are: it merges by score and from the left, so ties give the same ids.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,18 +29,24 @@ from zhllama.weights.settings import ids_of
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("export")
+
 CHUNK = 64 * 2**20
 """Bytes of a tensor that are in memory at once."""
 PRECISIONS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 """What a GGUF may hold unquantised → torch's name."""
 _ALIGNMENT = 32
+FACTORS = "rope_freqs.weight"
+"""What rotary frequencies are divided by: so a GGUF says llama3's stretching."""
+_BY_TENSOR = ("llama3",)
 _YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True, "attention_factor": None, "mscale": 0, "mscale_all_dim": 0}
 """Settings of yarn, and what they are in every engine where nothing is said."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the GGUF: its name there and in the model, its shape, and the heads of its rows (0: not q or k)."""
+    """A tensor of the GGUF: its name there and in the model (none: FACTORS), its shape, and the heads whose rows change
+    their order (0: none)."""
 
     name: str
     source: str
@@ -64,7 +71,13 @@ class GgufModel:
 
     @property
     def parameters(self) -> int:
-        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+        return sum(math.prod(tensor.shape) for tensor in self.tensors if tensor.source)
+
+    @property
+    def positions(self) -> int:
+        """Of prompt and answer together: no more than a window has, since llama.cpp keeps to none here."""
+        kind, config = self.model.architecture, self.model.config
+        return kind.window_of(config) or int(config["max_position_embeddings"])
 
     @property
     def own_precision(self) -> str:
@@ -107,14 +120,14 @@ class GgufModel:
         writer.add_file_type(gguf.LlamaFileType["ALL_F32" if precision == "f32" else f"MOSTLY_{precision.upper()}"])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         for name, value in {
-            "block_count": config["num_hidden_layers"], "context_length": config["max_position_embeddings"],
+            "block_count": config["num_hidden_layers"], "context_length": self.positions,
             "embedding_length": size["width"], "feed_forward_length": size["wide"], "head_count": size["heads"],
             "head_count_kv": size["key_heads"], "key_length": size["head"], "value_length": size["head"],
             "layer_norm_rms_eps": config.get("rms_norm_eps", 1e-6), "rope_dimension_count": size["head"],
             "rope_freq_base": rope.theta,
         }.items():  # fmt: skip
             getattr(writer, f"add_{name}")(value)
-        if rope.kind != DEFAULT:
+        if rope.kind not in (DEFAULT, *_BY_TENSOR):
             writer.add_rope_scaling_type(gguf.RopeScalingType(rope.kind))
             writer.add_rope_scaling_factor(rope.settings["factor"])
         if rope.kind == "yarn":
@@ -146,7 +159,12 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
     require_rope(exported, "GGUF", kind.gguf_ropes)
     if odd := [name for name, value in rope.settings.items() if name in _YARN and value != _YARN[name]]:
         raise InputError(f"{exported.where}: config.json sets {odd[0]} of its rope, which is not exported to GGUF")
+    if exported.architecture.window_of(exported.config):
+        said = "%s: llama.cpp keeps to no sliding window; the GGUF says %s positions, as many as the window has"
+        log.warning(said, exported.where, f"{exported.architecture.window_of(exported.config):,}")
     tensors = []
+    if rope.kind in _BY_TENSOR:
+        tensors.append(Tensor(FACTORS, "", (kind.sizes(exported.config)["head"] // 2,), 0))
     for place in kind.places(exported.config):
         if place.kind == "head" and exported.tied:
             continue  # llama.cpp then takes the embedding
@@ -158,10 +176,17 @@ def plan_gguf(model: Artifact, name: str) -> GgufModel:
 
 def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
     """Writes the whole file. InputError for a weight that is not finite, or not in this precision."""
+    import numpy as np
+
     sink.write(plan.header(precision))
     checkpoint = plan.model.checkpoint
     with Progress(f"writing {precision}", plan.nbytes(precision)) as bar:
         for tensor in plan.tensors:
+            if not tensor.source:
+                head = 2 * tensor.shape[0]
+                factors = np.array(plan.model.rope.factors(head), np.float32).tobytes()
+                sink.write(factors + b"\0" * (_padded(len(factors)) - len(factors)))
+                continue
             info, count, written = checkpoint.info(tensor.source), tensor.shape[0], 0
             # whole heads at a time where rows are permuted within a head
             head = count // tensor.heads if tensor.heads else 1

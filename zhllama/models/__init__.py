@@ -6,9 +6,12 @@ from typing import Any
 from zhllama.errors import InputError
 from zhllama.models.architecture import Architecture
 from zhllama.models.llama import LLAMA
+from zhllama.models.mistral import MISTRAL
+from zhllama.models.qwen2 import QWEN2
+from zhllama.models.qwen3 import QWEN3
 
-ARCHITECTURES = {one.model_type: one for one in (LLAMA,)}
-"""By the model_type of config.json."""
+ARCHITECTURES = {one.model_type: one for one in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+"""By the model_type of config.json; of those that share a GGUF's architecture the first is what a GGUF is of."""
 
 
 def architecture(config: Mapping[str, Any], where: str) -> Architecture:

@@ -22,6 +22,8 @@ NUMBERS = (
     "num_key_value_heads", "head_dim", "max_position_embeddings",
 )  # fmt: skip
 """The whole numbers of config.json."""
+WINDOWS = ("sliding_window", "use_sliding_window", "layer_types")
+"""Fields of config.json that say how far attention sees."""
 
 
 class Module(NamedTuple):
@@ -84,6 +86,11 @@ class Architecture:
     """Modules of whose rows a GGUF has neighbouring pairs side by side."""
     whole_heads: bool = False
     """Whether transformers wants the width to be a multiple of the heads even where head_dim says something else."""
+    window: int | None = None
+    """Tokens that attention sees where config.json has no sliding_window (null: all). None: it has no such windows, and
+    one that would change nothing is passed over."""
+    switched_window: bool = False
+    """Whether windows count where use_sliding_window says so alone, which is not done."""
     gguf_ropes: tuple[str, ...] = ("default", "linear", "yarn")
     """The rotary positions that llama.cpp does for it."""
 
@@ -96,6 +103,30 @@ class Architecture:
     def lora_modules(self) -> tuple[str, ...]:
         """What an adapter is put beside where nothing is said: every matrix of a layer."""
         return tuple(module.name for module in self.layer if module.columns)
+
+    def window_of(self, config: Mapping[str, Any]) -> int | None:
+        """Tokens that attention sees, where there are fewer than positions."""
+        window = config.get("sliding_window", self.window) if self.window else None
+        positions = config.get("max_position_embeddings") or self.numbers["max_position_embeddings"]
+        return None if window is None or window >= positions else window
+
+    def windows(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that say to every program which windows there are: where nothing is said, some take their own."""
+        if self.window:
+            return {"sliding_window": config.get("sliding_window", self.window)}
+        return {"use_sliding_window": False} if self.switched_window else {}
+
+    def does_window(self, name: str, value: Any, config: Mapping[str, Any]) -> bool:
+        """Whether a field of windows (config.json's sliding_window, layer_types …) says what is done here."""
+        if name == "layer_types":
+            plain = isinstance(value, list) and all(one == "full_attention" for one in value)
+            return plain and self.window_of(config) is None
+        whole = type(value) is int and value > 0
+        if self.window:
+            return whole if name == "sliding_window" else value is True or self.window_of(config) is None
+        positions = config.get("max_position_embeddings") or self.numbers["max_position_embeddings"]
+        off = config.get("use_sliding_window", False if self.switched_window else None) is False
+        return value is False if name == "use_sliding_window" else off or (whole and value >= positions)
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
         """By the names that modules have: pieces, width, wide (of the feed-forward half), head, queries, keys."""

@@ -18,4 +18,5 @@ LLAMA = Architecture(
     | dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp_bias"),
     permuted=("q_proj", "k_proj"),
     whole_heads=True,
+    gguf_ropes=("default", "linear", "yarn", "llama3"),
 )  # fmt: skip

@@ -159,9 +159,9 @@ def permute(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
 
 
 def unpermute(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
-    """Hugging Face → Meta: the inverse of `permute`, which is not the same operation."""
-    rows, dim = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, dim).transpose(1, 2).reshape(rows, dim)
+    """Hugging Face → Meta: the inverse of `permute`, which is not the same operation. A bias as well."""
+    rows, *dim = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, *dim).transpose(1, 2).reshape(rows, *dim)
 
 
 def extents(size: int, shards: int, uneven: bool = False) -> list[int]:

@@ -15,7 +15,7 @@ from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.models import architecture
-from zhllama.models.architecture import DROPPED, EMBEDDING, HEAD, NUMBERS, Architecture
+from zhllama.models.architecture import DROPPED, EMBEDDING, HEAD, NUMBERS, WINDOWS, Architecture
 from zhllama.models.rope import DEFAULT, LENGTH, Rope
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -136,7 +136,7 @@ def checked_config(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise InputError(f"{said}: its heads have an odd width, where rotary positions need an even one; {_MEND}")
     # what is null says nothing, but that there is no such token
     found = {name: value for name, value in {**whole, **settings}.items() if value is not None or name in _IDS}
-    found |= Rope.of(settings, where).spelled() | {"architectures": [model.transformers]}
+    found |= Rope.of(settings, where).spelled() | model.windows(settings) | {"architectures": [model.transformers]}
     for name in (LENGTH, "pretraining_tp"):
         # the one stands among the settings of the rotary positions, the other is of a way to compute
         found.pop(name, None)
@@ -146,11 +146,8 @@ def checked_config(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _known(name: str, value: Any, settings: Mapping[str, Any], model: Architecture) -> bool:
-    if name == "layer_types":
-        return isinstance(value, list) and all(one == "full_attention" for one in value)
-    if name == "sliding_window":
-        positions = settings.get("max_position_embeddings", model.numbers["max_position_embeddings"])
-        return settings.get("use_sliding_window") is False or (type(value) is int and value >= positions)
+    if name in WINDOWS:
+        return model.does_window(name, value, settings)
     unset = value is False or value in ("", [], {}) or value in _HARMLESS_AT.get(name, ())
     return unset or name in DONE | model.flags | _HARMLESS | {LENGTH} or _NOTES.fullmatch(name) is not None
 

@@ -27,7 +27,8 @@ def lay_out(checkpoint: Checkpoint, folder: Path) -> Path:
     total = sum(info.length for info in checkpoint.tensors.values())
     place_of = {name: names[info.file] for name, info in checkpoint.tensors.items()}
     write_bytes(str(folder / INDEX), index_json(place_of, total))
-    done = DONE | architecture(settings, checkpoint.where).flags
+    kind = architecture(settings, checkpoint.where)
+    done = DONE | kind.flags | kind.windows(settings).keys()
     said = {name: value for name, value in settings.items() if name in done}
     write_bytes(str(folder / CONFIG), json.dumps(said).encode())
     return folder

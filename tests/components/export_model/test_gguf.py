@@ -308,7 +308,7 @@ def test_settings_of_yarn_that_llama_cpp_reads_otherwise_are_refused(tmp_path, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "a qwen2 model"),
+        ({"model_type": "gemma2"}, "a gemma2 model"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"stretches the rotary positions \(yarn\)"),
         ({"hidden_size": "wide"}, "not a LLaMA model's"),
         ({"intermediate_size": 200}, r"gate_proj\.weight is \(192, 64\) where config\.json .* \(200, 64\)"),
