@@ -36,7 +36,6 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     import torch
 
     from components.convert_weights.meta_model import MetaModel
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 
     weights = inputs["weights"].require_kind("meta-weights", "exported", option="--weights")
     encoder = load_encoder(weights, "--weights")
@@ -74,7 +73,7 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     out.add_bytes(INDEX, index_json(place_of, total))
     settings = hf_config(model.params, model.width, out.vocabulary, config.max_positions)
     write_settings(out, settings, {}, ids)
-    for name, content in tokenizer_files(encoder.model, config.max_positions, template).items():
+    for name, content in encoder.files(config.max_positions, template).items():
         out.add_bytes(name, content)
 
     said = {"Parameters": f"{parameters:,}", "Chat template": why}

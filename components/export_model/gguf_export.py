@@ -22,7 +22,6 @@ from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.storage.folders import require_space
 from zhllama.storage.private import temporary_folder
-from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder, mixtures
 from zhllama.weights.meta_format import TOKENIZER
 
@@ -119,5 +118,4 @@ def tokens_differing(plan: GgufModel) -> int:
 
 def probe_lines(encoder: Encoder) -> list[str]:
     """Seeded mixtures of the vocabulary's own pieces, where a wrong score or a tie shows, and odd white space."""
-    pieces = [piece.piece for piece in parse_model(encoder.model).pieces if piece.type == NORMAL]
-    return [*_SPACES, *mixtures(pieces, PROBE_LINES - len(_SPACES), seed=0)]
+    return [*_SPACES, *mixtures(encoder.texts, PROBE_LINES - len(_SPACES), seed=0)]

@@ -16,8 +16,8 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.storage.private import temporary_folder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import parse_model
-from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.chat_template import Template, chosen, without_markers
 from zhllama.weights.meta_format import EMBEDDING, HEAD, unpermute
 from zhllama.weights.model_card import Origin, origin_of
@@ -179,7 +179,7 @@ def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
             sink.write(b"\0" * (_padded(written) - written))
 
 
-def add_tokenizer(writer: Any, encoder: Encoder, chat_template: Template) -> None:
+def add_tokenizer(writer: Any, encoder: SentencePieceEncoder, chat_template: Template) -> None:
     """SentencePiece's pieces as they are: GGUF's token types are SentencePiece's numbers."""
     proto = parse_model(encoder.model)
     writer.add_tokenizer_model("llama")

@@ -5,7 +5,8 @@ from typing import Any
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
+from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import DROPPED, EMBEDDING, HEAD, MetaParams, Place, places
 from zhllama.weights.model_config import model_config
@@ -21,7 +22,7 @@ class Llama:
 
     artifact: Artifact
     checkpoint: Checkpoint
-    encoder: Encoder
+    encoder: SentencePieceEncoder
     places: tuple[Place, ...]
     config: dict[str, Any]
     params: MetaParams
@@ -54,6 +55,8 @@ def open_llama(model: Artifact, form: str, ropes: tuple[str, ...]) -> Llama:
     )  # fmt: skip
     width = config.get("head_dim") or params.head_dim
     encoder = load_encoder(model, "--model")
+    if not isinstance(encoder, SentencePieceEncoder):
+        raise InputError(f"{where}: its tokenizer is byte-level, which is not exported to {form}")
     rows = checkpoint.info(EMBEDDING).shape[0]
     require_rows(encoder.size, rows, where, "the model")
     all_places = places(params.n_layers, params.n_heads, params.kv_heads)

@@ -15,8 +15,7 @@ from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.effective_model import DESCRIBED, FAST
-from zhllama.tokenizer.rebuilt_model import is_byte_level
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, described_model, padding_multiple
+from zhllama.tokenizer.vocabulary import Vocabulary, described_encoder, padding_multiple
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
 from zhllama.weights.model_config import read_config
@@ -63,10 +62,9 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
     except ValueError as error:
         raise InputError(f"{where}: a file of its tokenizer is no JSON object ({error}); fetch another copy") from error
     name = TOKENIZER if TOKENIZER in items else FAST
-    if name not in items or (name == FAST and is_byte_level(described[FAST])):
+    if name not in items or (name == FAST and "model" not in described[FAST]):
         return None
-    place, tokenizer = described_model(name, content, described, where)
-    encoder = Encoder(tokenizer, place)
+    encoder = described_encoder(name, content, described, where)
     if plan.kind != "hf-model":
         return encoder.vocabulary()
     rows = settings["vocab_size"]

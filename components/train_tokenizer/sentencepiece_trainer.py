@@ -21,6 +21,7 @@ from zhllama.data.text_stream import bytes_to_read
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import Encoder
 
 log = logging.getLogger("train_tokenizer")
@@ -42,7 +43,7 @@ def train_tokenizer(config: TrainTokenizer, inputs: Inputs, out: ArtifactWriter)
     log.info("training %d pieces on %d of %d lines", config.vocab_size, len(lines), seen)
     model = trained(lines, config.vocab_size, config.character_coverage, f"--text {config.text}")
 
-    encoder = Encoder(model)
+    encoder = SentencePieceEncoder(model)
     report = report_on(encoder, lines[:: max(1, len(lines) // REPORT_LINES)])
     sample = {
         "lines": seen,
