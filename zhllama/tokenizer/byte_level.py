@@ -1,9 +1,9 @@
 """A byte-level BPE tokenizer, as GPT-2's, LLaMA 3's, Qwen's: from the bytes of a tokenizer.json.
 
 The `tokenizers` library encodes, so its ids are transformers' and vLLM's; many texts at once by byte_segments.py, to
-the same ids. Two kinds of rule: an explicit list of merges (Qwen), or every split of a piece whose halves are pieces, by
-its rank (tiktoken's; LLaMA 3). A special token in a user's text stays text; one that is added and not special is read
-as itself, as every engine does.
+the same ids. Two kinds of rule: an explicit list of merges (Qwen), or every split of a piece whose halves are pieces,
+by its rank (tiktoken's; LLaMA 3). A special token in a user's text stays text; one that is added and not special is
+read as itself, as every engine does.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from zhllama.errors import InputError
@@ -145,15 +146,19 @@ class ByteLevelEncoder(Encoder):
 
     @cached_property
     def texts(self) -> list[str]:
-        found = []
-        for piece, content in zip(self.pieces, self.piece_bytes, strict=True):
+        fragments = self.fragments
+        ordinary = (at for at, piece in enumerate(self.pieces) if piece not in self.added and at not in fragments)
+        return [self.piece_bytes[at].decode() for at in ordinary]
+
+    @cached_property
+    def fragments(self) -> frozenset[int]:
+        found = set()
+        for at, content in enumerate(self.piece_bytes):
             try:
-                text = content.decode()
+                content.decode()
             except UnicodeDecodeError:
-                continue
-            if piece not in self.added:
-                found.append(text)
-        return found
+                found.add(at)
+        return frozenset(found)
 
     @cached_property
     def merges(self) -> list[tuple[str, str]]:
@@ -269,18 +274,26 @@ class ByteLevelEncoder(Encoder):
         """With these merges after all others, the piece of each with the next id, and then these special tokens."""
         fast = _in_vocabulary(self._fast)
         model = fast["model"]
-        vocab, more = model["vocab"], list(self.merges)
-        ordinary = {piece: index for piece, index in vocab.items() if piece not in self.added}
+        vocab = model["vocab"]
         for left, right in merges:
-            piece = left + right
-            if piece in vocab:
-                raise ValueError(f"{piece!r} is there already")
-            vocab[piece] = ordinary[piece] = len(vocab)
-            more += splits_of(piece, ordinary) if self.by_rank else [(left, right)]
+            if left + right in vocab:
+                raise ValueError(f"{left + right!r} is there already")
+            vocab[left + right] = len(vocab)
+        if self.by_rank:
+            # an old piece can have new halves too; its old ones keep their order
+            ordinary = {piece: index for piece, index in vocab.items() if piece not in self.added}
+            splits: dict[str, list[tuple[str, str]]] = {piece: [] for piece in ordinary}
+            for left, right in self.merges:
+                splits[left + right].append((left, right))
+            for piece, old in splits.items():
+                old += [split for split in splits_of(piece, ordinary) if split not in old]
+            every: Iterable[tuple[str, str]] = chain.from_iterable(splits.values())
+        else:
+            every = [*self.merges, *merges]
         for text in special:
             index = vocab.setdefault(text, len(vocab))
             fast["added_tokens"].append(_added(index, text))
-        model["merges"] = [list(merge) for merge in more]
+        model["merges"] = [list(merge) for merge in every]
         return type(self)(_as_json(fast), self._names, self.where, self.listed)
 
     def without_last(self) -> Self:
@@ -292,13 +305,13 @@ class ByteLevelEncoder(Encoder):
         return type(self)(_as_json(fast), self._names, self.where, self.listed)
 
     def digests(self, sizes: Iterable[int]) -> dict[int, str]:
-        """Of the pieces, of the merges that make them, and of the rules."""
+        """Of the pieces, of the merges among them, and of the rules."""
         found = {}
+        # of an old piece with a new half, the newest counts
+        needs = [max(self._ids[left], self._ids[right], self._ids[left + right]) for left, right in self.merges]
         for size, digest in digests_of(self.pieces, sizes).items():
             own = hashlib.sha256(f"{digest} {self.rules}".encode())
-            own.update(
-                "".join(f"\n{left} {right}" for left, right in self.merges if self._ids[left + right] < size).encode()
-            )
+            own.update("".join(f"\n{a} {b}" for (a, b), need in zip(self.merges, needs) if need < size).encode())
             found[size] = own.hexdigest()
         return found
 

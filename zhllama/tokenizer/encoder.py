@@ -39,6 +39,11 @@ class Encoder(ABC):
 
     @property
     @abstractmethod
+    def fragments(self) -> frozenset[int]:
+        """The ordinary pieces that are none: bytes."""
+
+    @property
+    @abstractmethod
     def pad(self) -> int | None:
         """The id of the padding piece; None without one. A piece that is padding beside being EOS, BOS or the unknown
         one is none: what is padded with it could not be told from what is meant."""

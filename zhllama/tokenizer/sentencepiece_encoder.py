@@ -49,6 +49,10 @@ class SentencePieceEncoder(Encoder):
         return [piece.piece.replace("▁", " ") for piece in self._proto.pieces if piece.type == NORMAL]
 
     @cached_property
+    def fragments(self) -> frozenset[int]:
+        return frozenset(at for at, piece in enumerate(self._proto.pieces) if piece.type == BYTE)
+
+    @cached_property
     def pad(self) -> int | None:
         """The id of `[PAD]`, or of the model's own padding piece."""
         index = int(self._processor.piece_to_id(PAD_PIECE))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from zhllama.artifacts.reader import Artifact
 
 __all__ = [
-    "PAD_PIECE", "TOKENIZER_FILES", "Encoder", "Relation", "Vocabulary", "contract_of", "described_encoder", "has_tokenizer",
-    "load_encoder", "mixtures", "padding_multiple", "tokenizer_model_in",
+    "PAD_PIECE", "TOKENIZER_FILES", "Encoder", "Relation", "Vocabulary", "contract_of", "described_encoder",
+    "has_tokenizer", "load_encoder", "mixtures", "padding_multiple", "tokenizer_model_in",
 ]  # fmt: skip
 
 _LINES = ("你好，世界！𠀀🤗", "The quick brown fox, 3.14:\n\tand more", f"a  two{' ' * 37}spaces", "é\x01")
