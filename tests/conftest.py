@@ -124,10 +124,10 @@ def tiny_state(llama_tokenizer: bytes) -> dict[str, Any]:
     """A seeded random LLaMA as a Hugging Face state dict, float16: 64 wide, 2 layers, 4 heads, 800 pieces."""
     import torch
 
-    from zhllama.tokenizer.vocabulary import Encoder
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
     chance = torch.Generator().manual_seed(64)
-    rows = Encoder(llama_tokenizer).size
+    rows = SentencePieceEncoder(llama_tokenizer).size
     shapes = {"model.embed_tokens.weight": (rows, 64), "lm_head.weight": (rows, 64), "model.norm.weight": (64,)}
     for layer in range(2):
         prefix = f"model.layers.{layer}"

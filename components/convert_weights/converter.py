@@ -37,8 +37,6 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     """Publishes the model. InputError for shards that are damaged, incomplete or do not fit params.json."""
     import torch
 
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-
     weights = inputs["weights"].require_kind("meta-weights", "exported", "gguf", option="--weights")
     model = open_source(weights, config.dtype)
     encoder = load_encoder(model.tokenizer, "--weights")
@@ -73,7 +71,7 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     place_of = {name: file for file, names in files.items() for name in names}
     out.add_bytes(INDEX, index_json(place_of, total))
     write_settings(out, model.config(out.vocabulary, config.max_positions), {}, ids)
-    for name, content in tokenizer_files(encoder.model, positions, template).items():
+    for name, content in encoder.files(positions, template).items():
         out.add_bytes(name, content)
 
     said = {"Parameters": f"{parameters:,}", "Chat template": why}

@@ -19,6 +19,7 @@ from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.prompt import DEFAULT
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
 from zhllama.weights.chat_template import chosen
@@ -35,7 +36,6 @@ SHOWN = 20
 
 def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 
     model = inputs["model"].require_kind("hf-model", option="--model")
     base = load_encoder(model, "--model")
@@ -47,7 +47,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         require_rows(base.size, checkpoint.info(table).shape[0], checkpoint.where, table)
     chinese = [tokenizer_model_in(each, "--chinese-tokenizer") for each in inputs.all("chinese_tokenizer")]
     extension = extended(base.model, chinese, config.scores, config.pieces, config.pad)
-    encoder = Encoder(extension.model)
+    encoder = SentencePieceEncoder(extension.model)
     out.vocabulary = vocabulary = encoder.vocabulary(
         also_at=(base.size, encoder.size - 1),
         tied=len(tables) == 1,
@@ -61,7 +61,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
 
     # what will be taught: an engine that lays an adapter over a base asks with the base's template
     template, why = chosen(model, otherwise=DEFAULT)
-    files = tokenizer_files(extension.model, settings.get("max_position_embeddings", 2048), template)
+    files = SentencePieceEncoder(extension.model).files(settings.get("max_position_embeddings", 2048), template)
     for name, content in files.items():
         out.add_bytes(name, content)
     given = read_settings(checkpoint)

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from components.extend_tokenizer.options import Pieces, Scores
 from zhllama.errors import InputError
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import CONTROL, NORMAL, parse_model
-from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder
+from zhllama.tokenizer.vocabulary import PAD_PIECE
 
 SPACE = "▁"
 
@@ -120,7 +121,7 @@ def _missed(base: bytes, appended: list[str]) -> dict[str, list[str]]:
     proto = parse_model(base)
     _append(proto, appended, "distinct")
     model = proto.SerializeToString()
-    pieces = Encoder(model).pieces
+    pieces = SentencePieceEncoder(model).pieces
     made = zip(appended, splits(model, appended), strict=True)
     return {text: [pieces[index] for index in ids] for text, ids in made if len(ids) > 1}
 
@@ -137,12 +138,12 @@ def splits(model: bytes, pieces: Iterable[str]) -> list[list[int]]:
     """The ids into which a tokenizer splits each piece as it stands, without a space put before it."""
     proto = parse_model(model)
     proto.normalizer_spec.add_dummy_prefix = False
-    return Encoder(proto.SerializeToString()).encode_batch(list(pieces))
+    return SentencePieceEncoder(proto.SerializeToString()).encode_batch(list(pieces))
 
 
 def unreachable(extension: Extension) -> int:
     """How many appended pieces merges cannot make, so that no text is ever encoded to them (`[PAD]` not counted)."""
-    size = Encoder(extension.model).size
+    size = SentencePieceEncoder(extension.model).size
     first = size - len(extension.appended)
     made = splits(extension.model, extension.appended)
     return sum(ids != [first + index] for index, ids in enumerate(made) if extension.appended[index] != PAD_PIECE)

@@ -18,16 +18,8 @@ from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer import gguf_tokenizer
 from zhllama.tokenizer.effective_model import DESCRIBED, FAST
-from zhllama.tokenizer.rebuilt_model import is_byte_level
 from zhllama.tokenizer.tiktoken_file import is_tiktoken, tokenizer_files_of
-from zhllama.tokenizer.vocabulary import (
-    Encoder,
-    Vocabulary,
-    described_model,
-    has_tokenizer,
-    load_encoder,
-    padding_multiple,
-)
+from zhllama.tokenizer.vocabulary import Vocabulary, described_encoder, load_encoder, padding_multiple
 from zhllama.weights.fit import require_rows
 from zhllama.weights.gguf_config import gguf_places
 from zhllama.weights.gguf_file import SUFFIX, GgufFile
@@ -80,10 +72,9 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
     except ValueError as error:
         raise InputError(f"{where}: a file of its tokenizer is no JSON object ({error}); fetch another copy") from error
     name = TOKENIZER if TOKENIZER in items else FAST
-    if name not in items or (name == FAST and is_byte_level(described[FAST])):
+    if name not in items or (name == FAST and "model" not in described[FAST]):
         return None
-    place, tokenizer = described_model(name, content, described, where)
-    encoder = Encoder(tokenizer, place)
+    encoder = described_encoder(name, content, described, where)
     if plan.kind != "hf-model":
         return encoder.vocabulary()
     rows = settings["vocab_size"]
@@ -95,7 +86,7 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
     )
 
 
-def _of_gguf(plan: Plan, where: str) -> Vocabulary | None:
+def _of_gguf(plan: Plan, where: str) -> Vocabulary:
     """Of a GGUF, from its header alone. InputError for a model that convert_weights does not do."""
     found = (item.found for item in plan.items if item.name.endswith(SUFFIX))
     gguf = GgufFile(files_of(plan.source, found), "--source")
@@ -103,11 +94,9 @@ def _of_gguf(plan: Plan, where: str) -> Vocabulary | None:
     return _contract(gguf_tokenizer.tokenizer_files_of(gguf.fields, gguf.where), where, rows)
 
 
-def _contract(files: Mapping[str, bytes], where: str, rows: int | None = None) -> Vocabulary | None:
+def _contract(files: Mapping[str, bytes], where: str, rows: int | None = None) -> Vocabulary:
     """Of a tokenizer as a model folder has it; rows: of the embedding."""
     artifact = in_memory(files, where.removeprefix("--source "))
-    if not has_tokenizer(artifact):
-        return None
     encoder = load_encoder(artifact, "--source")
     if rows is None:
         return encoder.vocabulary()

@@ -25,6 +25,7 @@ from zhllama.stage.program import bounded
 from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.chat import Chat, asked
 from zhllama.tokenizer.effective_model import DESCRIBED
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
 from zhllama.weights.chat_template import default_of, is_template, template_in
@@ -115,7 +116,7 @@ def check_tokenizer(folder: Path, encoder: Encoder, where: str, chat: Chat) -> N
     tokenizer = AutoTokenizer.from_pretrained(folder)
     mend = "publish the model again; with tied scores (--scores zero) no served tokenizer can agree"
     for line in LINES:
-        if tokenizer(line)["input_ids"] != [encoder.bos, *encoder.encode(line)]:
+        if tokenizer(line)["input_ids"] != [*encoder.begin, *encoder.encode(line)]:
             raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for {line!r}; {mend}")
     for messages, wanted in conversations(chat, where, mend):
         with _template(where, mend):
@@ -156,7 +157,7 @@ def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Enc
     except _WRONG as error:
         said = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
         raise InputError(f"{where}: its vocabulary is none ({said}); export or fetch it again") from error
-    encoder = Encoder(model, where)
+    encoder = SentencePieceEncoder(model, where)
     if contract is not None:
         found = encoder.vocabulary(also_at=(int(size) for size in contract.prefixes))
         if found.relation_to(contract) is not Relation.EQUAL:
@@ -217,7 +218,7 @@ def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
     with closing(opened) as model:
         for line in LINES:
             # an empty text is BOS alone; llama.cpp's own binding cannot be asked for it
-            if line and model.tokenize(line.encode(), add_bos=True) != [encoder.bos, *encoder.encode(line)]:
+            if line and model.tokenize(line.encode(), add_bos=True) != [*encoder.begin, *encoder.encode(line)]:
                 raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for {line!r}; {mend}")
         for messages, wanted in conversations(chat, where, mend):
             if model.tokenize(chat.text(messages).encode(), add_bos=False, special=True) != wanted:

@@ -72,7 +72,7 @@ def make(scratch: str) -> str:
     """The text, and a tokenizer of LLaMA's shape with Chinese pieces; what the text is."""
     from components.extend_tokenizer.pieces import extended
     from components.train_tokenizer.sentencepiece_trainer import trained
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
     reviews = cached_reviews()
     lines: Iterator[str] = cycle(reviews) if reviews else documents()
@@ -89,7 +89,7 @@ def make(scratch: str) -> str:
     model = extended(base, [("chinese", chinese)], "distinct", "han", pad=True).model
     folder = Path(scratch, "tokenizer")
     folder.mkdir()
-    for name, content in tokenizer_files(model).items():
+    for name, content in SentencePieceEncoder(model).files().items():
         (folder / name).write_bytes(content)
     return "reviews" if reviews else "sentences"
 

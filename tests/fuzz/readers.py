@@ -18,7 +18,8 @@ from zhllama.artifacts.lineage import lineage
 from zhllama.artifacts.manifest import File, Input, Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
-from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
+from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.safetensors_io import Checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def held(files: Mapping[str, bytes]) -> Artifact:
 @cache
 def settings_files() -> dict[str, bytes]:
     """Of a LLaMA of one layer: what lies beside its weights."""
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
     from zhllama.tokenizer.sentencepiece_model import BPE, BYTE, CONTROL, UNKNOWN, new_model
 
     pieces: list[dict[str, Any]] = [{"piece": "<unk>", "type": UNKNOWN}]
@@ -73,7 +74,7 @@ def settings_files() -> dict[str, bytes]:
         "hidden_act": "silu", "torch_dtype": "float16", "tie_word_embeddings": False,
     }  # fmt: skip
     return {
-        **tokenizer_files(tokenizer, 64),
+        **SentencePieceEncoder(tokenizer).files(64),
         "config.json": json.dumps(config).encode(),
         "generation_config.json": b'{"eos_token_id": [2], "temperature": 0.5}',
         "added_tokens.json": b"{}",
@@ -242,7 +243,7 @@ def template(content: bytes, folder: Path) -> None:
     from zhllama.weights.chat_template import default_of, template_in
 
     text = default_of(template_in(held({**model(), "chat_template.jinja": content}), "--model"))
-    Chat(Encoder(model()["tokenizer.model"]), text).ids([{"role": "user", "content": "你好</s>"}])
+    Chat(SentencePieceEncoder(model()["tokenizer.model"]), text).ids([{"role": "user", "content": "你好</s>"}])
 
 
 def gguf(content: bytes, folder: Path) -> None:
@@ -292,7 +293,7 @@ def _published() -> Manifest:
     import hashlib
     from dataclasses import replace
 
-    vocabulary = Encoder(model()["tokenizer.model"]).vocabulary(padding_multiple=8)
+    vocabulary = SentencePieceEncoder(model()["tokenizer.model"]).vocabulary(padding_multiple=8)
     content = model()["config.json"]
     files = (File("config.json", len(content), hashlib.sha256(content).hexdigest()),)
     made = Manifest(

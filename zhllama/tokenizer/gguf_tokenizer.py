@@ -9,11 +9,23 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from zhllama.errors import InputError
+from zhllama.tokenizer.byte_level import ByteLevelEncoder
 from zhllama.tokenizer.effective_model import CONFIG, FAST
-from zhllama.tokenizer.sentencepiece_model import BPE, BYTE, CONTROL, NORMAL, TOKENIZER_MODEL, UNKNOWN, new_model
+from zhllama.tokenizer.encoder import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
+from zhllama.tokenizer.sentencepiece_model import (
+    BPE,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    TOKENIZER_MODEL,
+    UNKNOWN,
+    new_model,
+    parse_model,
+)
 from zhllama.tokenizer.sentencepiece_model import USER_DEFINED as TEXT
 
 UNUSED = 5
@@ -22,6 +34,7 @@ _AT = "tokenizer.ggml."
 _PADDING = re.compile(r"\[PAD(\d+)\]")
 """What llama.cpp's converter calls a row without a token, by its number."""
 _IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+"""Special tokens by the names of a model folder → GGUF's."""
 _ENDS = ("eos", "eot", "eom")
 """Tokens that end an answer, as GGUF calls them."""
 _WRONG = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -247,6 +260,31 @@ def byte_level_json(
 
 
 # --- the other direction ----------------------------------------------------------------------------------------------
+
+
+def tokenizer_fields(encoder: Encoder, where: str) -> Object:
+    """GGUF's fields of a tokenizer, in the order in which they are written. InputError for a byte-level one that cuts
+    texts as llama.cpp has no name for."""
+    named = encoder.named
+    ids = {f"{field}_token_id": named[name] for name, field in _IDS.items() if name in named}
+    begins = {"add_bos_token": encoder.bos is not None, "add_eos_token": False}
+    if isinstance(encoder, ByteLevelEncoder):
+        fields = byte_level_fields(json.loads(encoder.content), where, encoder.size)
+        return fields | {f"{_AT}{name}": value for name, value in {**ids, **begins, "add_space_prefix": False}.items()}
+    proto = parse_model(cast(SentencePieceEncoder, encoder).model)
+    spec = proto.normalizer_spec
+    said = {
+        "model": "llama",
+        "pre": "default",
+        "tokens": [piece.piece.encode() for piece in proto.pieces],
+        "scores": [piece.score for piece in proto.pieces],
+        "token_type": [piece.type for piece in proto.pieces],
+        **ids,
+        **begins,
+        "add_space_prefix": spec.add_dummy_prefix,
+        "remove_extra_whitespaces": spec.remove_extra_whitespaces,
+    }
+    return {f"{_AT}{name}": value for name, value in said.items()}
 
 
 def pre_of(fast: Mapping[str, Any], where: str) -> str:

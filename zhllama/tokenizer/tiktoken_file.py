@@ -11,10 +11,11 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from zhllama.errors import InputError
+from zhllama.tokenizer.byte_level import BYTE_OF, ByteLevelEncoder, spelt
 from zhllama.tokenizer.effective_model import CONFIG, FAST
 from zhllama.tokenizer.gguf_tokenizer import PRE, byte_level_json, pre_of
 from zhllama.tokenizer.sentencepiece_model import TOKENIZER_MODEL
@@ -81,7 +82,7 @@ def tokenizer_files_of(
     # a base's end; what ends a turn in a chat is said in generation_config.json
     said = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BEGIN, "eos_token": END}
     said |= {"pad_token": PAD} if PAD in names else {}
-    known = {"chat_template", *said}
+    known = {"chat_template", "pad_token", *said}
     return {FAST: _text(fast), CONFIG: _text(said | {name: config[name] for name in config if name in known})}
 
 
@@ -136,10 +137,10 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 def fast_of(ranks: Mapping[bytes, int], special: Mapping[int, str]) -> dict[str, Any]:
     """The tokenizer.json. special: id → name."""
-    spelt = {token: spelling(token) for token in ranks}
+    texts = {token: spelt(token) for token in ranks}
     return byte_level_json(
-        {spelt[token]: rank for token, rank in ranks.items()},
-        [[spelt[left], spelt[right]] for left, right in merges_of(ranks)],
+        {texts[token]: rank for token, rank in ranks.items()},
+        [[texts[left], texts[right]] for left, right in merges_of(ranks)],
         {index: (name, True) for index, name in special.items()},
         PRE[_PRE],
         special[min(special)],
@@ -155,9 +156,8 @@ def tiktoken_file_of(fast: Mapping[str, Any], where: str) -> bytes:
     model = fast["model"]
     special = {one["id"] for one in fast.get("added_tokens") or ()}
     ordinary = {text: index for text, index in model["vocab"].items() if index not in special}
-    bytes_of = {char: value for value, char in enumerate(_ALPHABET)}
     try:
-        ranks = {bytes(bytes_of[char] for char in text): rank for text, rank in ordinary.items()}
+        ranks = {bytes(BYTE_OF[letter] for letter in text): rank for text, rank in ordinary.items()}
         content = b"".join(
             base64.b64encode(token) + b" %d\n" % rank for token, rank in sorted(ranks.items(), key=lambda item: item[1])
         )
@@ -169,9 +169,11 @@ def tiktoken_file_of(fast: Mapping[str, Any], where: str) -> bytes:
         said = f"{len(special)} added tokens, and Meta's {TOKENIZER_MODEL} has {SPECIAL} from {first} on"
         raise InputError(f"{where}: {FAST} has {said}; export the model to GGUF, or as it is")
     listed = [tuple(one.split(" ") if isinstance(one, str) else one) for one in model["merges"]]
-    wanted = [(spelling(left), spelling(right)) for left, right in merges_of(ranks)]
-    if listed != wanted:
-        odd = next(iter(set(listed) ^ set(wanted)), listed[0] if listed else wanted[0])
+    wanted = [(spelt(left), spelt(right)) for left, right in merges_of(ranks)]
+    made = [ordinary.get("".join(one), -1) for one in listed]
+    # the order of one token's splits says nothing: an extension lists the new ones of an old token last
+    if made != sorted(made) or sorted(listed) != sorted(wanted):
+        odd = min(set(listed) ^ set(wanted), default=("their", "order"))
         raise InputError(
             f"{where}: the merges of {FAST} do not follow from ranks, as Meta's {TOKENIZER_MODEL} has them "
             f"({' '.join(odd)!r:.60}); export the model to GGUF, or as it is"
@@ -179,19 +181,11 @@ def tiktoken_file_of(fast: Mapping[str, Any], where: str) -> bytes:
     return content
 
 
-def _alphabet() -> Sequence[str]:
-    """The character that byte-level tokenizers write for each byte."""
-    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(value if value in plain else next(others)) for value in range(256)]
-
-
-_ALPHABET = _alphabet()
-
-
-def spelling(token: bytes) -> str:
-    """Bytes as byte-level tokenizers write them."""
-    return "".join(_ALPHABET[value] for value in token)
+def beside(encoder: ByteLevelEncoder) -> dict[str, Any]:
+    """What such a file does not say, as fields of a tokenizer_config.json: names of special ids, and which is what."""
+    decoder = {str(index): {"content": text, "special": True} for text, index in encoder.special.items()}
+    names = {f"{name}_token": encoder.pieces[index] for name, index in encoder.named.items()}
+    return {**names, "added_tokens_decoder": decoder}
 
 
 def _text(value: Mapping[str, Any]) -> bytes:

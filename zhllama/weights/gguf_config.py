@@ -8,13 +8,14 @@ says nothing at its value; any other is refused by name. Llama 3's stretched pos
 import math
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.models import architecture, by_gguf
 from zhllama.models.architecture import HEAD, Place
+from zhllama.models.rope import LENGTH, Rope
 from zhllama.weights.gguf_file import GgufFile, GgufTensor
 from zhllama.weights.model_config import checked_config
 
@@ -163,23 +164,11 @@ def _llama3(gguf: GgufFile, tensor: GgufTensor, theta: float, width: int) -> dic
         return None
     low, *highs = 1.0, 4.0, 2.0, 8.0, 16.0, 32.0
     for length, high, factor in product(_LENGTHS, highs, dict.fromkeys((greatest, 8.0, 32.0))):
-        wanted = llama3_factors(theta, width, factor, low, high, length)
+        settings = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high, LENGTH: length}
+        wanted = Rope("llama3", theta, settings).factors(width)
         if all(math.isclose(one, other, rel_tol=1e-4) for one, other in zip(factors, wanted)):
-            return {
-                "rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high,
-                "original_max_position_embeddings": length,
-            }  # fmt: skip
+            return {"rope_type": "llama3", **settings}
     raise InputError(
         f"{gguf.where}: {ROPE_FREQS} holds other factors than Llama 3's way of stretching gives, which is not done; "
         f"{_MEND}"
     )
-
-
-def llama3_factors(theta: float, width: int, factor: float, low: float, high: float, length: int) -> Sequence[float]:
-    """What each frequency is divided by: 1 for short waves, `factor` for long ones, between them what lies between."""
-    found = []
-    for index in range(0, width, 2):
-        turns = length / (2 * math.pi * theta ** (index / width))  # of the length that was trained
-        smooth = min(1.0, max(0.0, (turns - low) / (high - low)))
-        found.append(1 / ((1 - smooth) / factor + smooth))
-    return found

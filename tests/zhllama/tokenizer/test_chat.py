@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from zhllama.errors import InputError
 from zhllama.tokenizer import rendering
 from zhllama.tokenizer.chat import Chat, _Renderer, asked
-from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 from zhllama.tokenizer.prompt import AS_IS, DEFAULT, PROMPTS, RECIPE, question_of
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -41,13 +41,13 @@ def encoder(llama_tokenizer: bytes) -> Encoder:
     proto = parse_model(llama_tokenizer)
     for text in ("<|im_start|>", "<|im_end|>"):
         proto.pieces.add(piece=text, score=0.0, type=CONTROL)
-    return Encoder(proto.SerializeToString())
+    return SentencePieceEncoder(proto.SerializeToString())
 
 
 def auto(encoder: Encoder, folder: Path, template: str) -> Any:
     from transformers import AutoTokenizer
 
-    for name, content in tokenizer_files(encoder.model, chat_template=template).items():
+    for name, content in encoder.files(template=template).items():
         (folder / name).write_bytes(content)
     return AutoTokenizer.from_pretrained(folder)
 
@@ -155,7 +155,7 @@ def vocabularies(english_text, tmp_path_factory) -> dict[str, Encoder]:
             sentence_iterator=iter(english_text[:2000]), model_prefix=str(prefix), vocab_size=700, model_type="bpe",
             character_coverage=1.0, minloglevel=2, **more,
         )  # fmt: skip
-        found[kind] = Encoder(prefix.with_suffix(".model").read_bytes())
+        found[kind] = SentencePieceEncoder(prefix.with_suffix(".model").read_bytes())
     return found
 
 

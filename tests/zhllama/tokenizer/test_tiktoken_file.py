@@ -10,6 +10,7 @@ import pytest
 from tests.zhllama.tokenizer.byte_level_models import trained
 from tests.zhllama.tokenizer.test_gguf_tokenizer import LINES, ids_of
 from zhllama.errors import InputError
+from zhllama.tokenizer.byte_level import spelt
 from zhllama.tokenizer.gguf_tokenizer import PRE
 from zhllama.tokenizer.tiktoken_file import (
     ends_of,
@@ -17,7 +18,6 @@ from zhllama.tokenizer.tiktoken_file import (
     merges_of,
     ranks_of,
     special_tokens,
-    spelling,
     tiktoken_file_of,
     tokenizer_files_of,
 )
@@ -35,7 +35,7 @@ def content(english_text: list[str], chinese_text: list[str]) -> bytes:
 
 
 def ranks_in(fast: dict[str, Any]) -> dict[bytes, int]:
-    known = {spelling(bytes([value])): value for value in range(256)}
+    known = {spelt(bytes([value])): value for value in range(256)}
     return {bytes(known[char] for char in text): rank for text, rank in fast["model"]["vocab"].items()}
 
 
