@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 from zhllama.errors import InputError
-from zhllama.models import architecture, by_gguf
+from zhllama.models import ARCHITECTURES, architecture, by_gguf
 from zhllama.models.architecture import HEAD, Place
 from zhllama.models.rope import LENGTH, Rope
 from zhllama.weights.gguf_file import GgufFile, GgufTensor
@@ -61,10 +61,8 @@ def gguf_places(gguf: GgufFile) -> tuple[dict[str, Any], dict[str, Place]]:
             raise InputError(f"{where}: {place.gguf} {found}, where its fields say {place.shape}; fetch it again")
     known = {place.gguf for place in places.values()}
     if more := sorted(name for name in tensors if name not in known and not _DROPPED.fullmatch(name)):
-        kind = gguf.fields.get("general.architecture")
-        raise InputError(
-            f"{where}: tensor {more[0]:.80} is none of a model of the kind {kind!s:.40}; give another model"
-        )
+        title = architecture(config, where).title
+        raise InputError(f"{where}: tensor {more[0]:.80} is none of a {title} model; give another one")
     return config, places
 
 
@@ -102,9 +100,10 @@ def gguf_config(gguf: GgufFile) -> dict[str, Any]:
         "initializer_range": 0.02,
         "use_cache": True,
     }
-    window = said.get("attention.sliding_window")
-    if window:
-        found["sliding_window"] = window
+    if (window := said.get("attention.sliding_window")) and window != found["max_position_embeddings"]:
+        # of those that share an architecture there, the one that has windows
+        with_windows = (one for one in ARCHITECTURES.values() if one.gguf == model.gguf and one.window)
+        found |= {"sliding_window": window, "model_type": next(with_windows, model).model_type}
     found |= {
         flag: True for flag, name in (("attention_bias", "attn_output"), ("mlp_bias", "ffn_down"))
         if flag in model.flags and f"blk.0.{name}.bias" in gguf.tensors

@@ -17,7 +17,7 @@ from zhllama.tokenizer.gguf_tokenizer import (
     sentencepiece_of,
     tokenizer_files_of,
 )
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
 LINES = [
     "Hello, World! It's 12345 tests, DON'T WE'LL 3.14159.", "\n\n\tindent\r\n  two  spaces   \n",
@@ -182,7 +182,7 @@ def test_a_field_that_is_not_there_is_named(fast):
 
 def test_a_sentencepiece_model_comes_back_as_it_was(llama_tokenizer, english_text, chinese_text):
     fields = sentencepiece_fields(llama_tokenizer)
-    found, own = Encoder(sentencepiece_of(fields)), Encoder(llama_tokenizer)
+    found, own = SentencePieceEncoder(sentencepiece_of(fields)), SentencePieceEncoder(llama_tokenizer)
     lines = [*LINES, *english_text[:500], *chinese_text[:500]]
     assert found.encode_batch(lines) == own.encode_batch(lines)
     assert found.vocabulary() == own.vocabulary()
@@ -194,23 +194,23 @@ def test_rows_that_only_pad_are_no_pieces(llama_tokenizer):
     fields = sentencepiece_fields(llama_tokenizer)
     for name, more in {"tokens": ["[PAD800]", "[PAD801]"], "scores": [0.0, 0.0], "token_type": [5, 5]}.items():
         fields[f"tokenizer.ggml.{name}"] += more
-    assert Encoder(sentencepiece_of(fields)).size == 800
+    assert SentencePieceEncoder(sentencepiece_of(fields)).size == 800
 
 
 def test_settings_of_sentencepiece_count(llama_tokenizer):
     fields = sentencepiece_fields(llama_tokenizer)
-    plain = Encoder(sentencepiece_of(fields))
+    plain = SentencePieceEncoder(sentencepiece_of(fields))
     without = Encoder(
         sentencepiece_of(spoilt(fields | {"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix", False))
     )
     assert plain.encode("hello") != without.encode("hello")
-    removing = Encoder(sentencepiece_of({**fields, "tokenizer.ggml.remove_extra_whitespaces": True}))
+    removing = SentencePieceEncoder(sentencepiece_of({**fields, "tokenizer.ggml.remove_extra_whitespaces": True}))
     assert removing.encode("a  b ") == plain.encode("a b")
 
 
 def test_ids_that_say_none_are_none(llama_tokenizer):
     fields = sentencepiece_fields(llama_tokenizer, **{"tokenizer.ggml.padding_token_id": 2**32 - 1})
-    assert Encoder(sentencepiece_of(fields)).pad is None
+    assert SentencePieceEncoder(sentencepiece_of(fields)).pad is None
 
 
 def test_pieces_without_scores_are_refused(llama_tokenizer):
