@@ -246,6 +246,65 @@ def template(content: bytes, folder: Path) -> None:
     Chat(SentencePieceEncoder(model()["tokenizer.model"]), text).ids([{"role": "user", "content": "你好</s>"}])
 
 
+def gguf_source(content: bytes, folder: Path) -> None:
+    """As fetch_weights and convert_weights read one: header, settings, tokenizer, every tensor's rows."""
+    from zhllama.tokenizer.gguf_tokenizer import ends_of, tokenizer_files_of
+    from zhllama.weights.gguf_config import gguf_places
+    from zhllama.weights.gguf_file import GgufFile
+
+    found = GgufFile(held({"model.gguf": content}), "--weights")
+    load_encoder(held(tokenizer_files_of(found.fields, found.where)), "--weights").encode("我们好吗？ a\n")
+    ends_of(found.fields)
+    for place in gguf_places(found)[1].values():
+        for _ in found.pieces(found.tensors[place.gguf], place.shape[0] // place.heads if place.heads else 1):
+            pass
+
+
+def _gguf_source_seeds() -> list[bytes]:
+    """A model of one layer in several types, with either kind of tokenizer."""
+    from tests.gguf_models import sentencepiece_fields
+    from zhllama.tokenizer.gguf_tokenizer import PRE, byte_level_fields, byte_level_json
+
+    config = {
+        "max_position_embeddings": 64, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    pieces = sentencepiece_fields(model()["tokenizer.model"])
+    letters = {letter: index for index, letter in enumerate(dict.fromkeys((*map(chr, range(33, 127)), "ĠĊ")))}
+    fast = byte_level_json(letters | {"ab": len(letters)}, [["a", "b"]], {len(letters) + 1: ("<s>", True)}, PRE["gpt-2"])
+    bytewise = byte_level_fields(fast, "here") | {"tokenizer.ggml.eos_token_id": len(letters) + 1}
+    return [_small_gguf(config, pieces, "Q4_1"), _small_gguf(config, bytewise, "F16")]
+
+
+def _small_gguf(config: dict[str, Any], tokenizer: dict[str, Any], kind: str) -> bytes:
+    import tempfile
+
+    import torch
+
+    from tests.gguf_models import write_gguf
+    from zhllama.models import ARCHITECTURES
+
+    rows = len(tokenizer["tokenizer.ggml.tokens"])
+    places = ARCHITECTURES["llama"].places(config | {"vocab_size": rows, "head_dim": 16})
+    state = {place.hf: torch.ones(place.shape) for place in places if place.kind != "head"}
+    with tempfile.TemporaryDirectory() as folder:
+        return write_gguf(Path(folder, "model.gguf"), state, config, tokenizer, kind).read_bytes()
+
+
+def tiktoken(content: bytes, folder: Path) -> None:
+    from zhllama.tokenizer.tiktoken_file import tokenizer_files_of
+
+    files = tokenizer_files_of(content, True, "here")
+    load_encoder(held(files), "--weights").encode("我们好吗？ a\n")
+
+
+def _tiktoken_seeds() -> list[bytes]:
+    import base64
+
+    tokens = [*(bytes([value]) for value in range(256)), b"ab", b"abc", "我".encode()]
+    return [b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))]
+
+
 def gguf(content: bytes, folder: Path) -> None:
     from components.serve.check import check_gguf
 

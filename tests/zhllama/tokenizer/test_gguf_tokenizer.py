@@ -200,7 +200,7 @@ def test_rows_that_only_pad_are_no_pieces(llama_tokenizer):
 def test_settings_of_sentencepiece_count(llama_tokenizer):
     fields = sentencepiece_fields(llama_tokenizer)
     plain = SentencePieceEncoder(sentencepiece_of(fields))
-    without = Encoder(
+    without = SentencePieceEncoder(
         sentencepiece_of(spoilt(fields | {"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix", False))
     )
     assert plain.encode("hello") != without.encode("hello")
