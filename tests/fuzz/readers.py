@@ -271,7 +271,9 @@ def _gguf_source_seeds() -> list[bytes]:
     }  # fmt: skip
     pieces = sentencepiece_fields(model()["tokenizer.model"])
     letters = {letter: index for index, letter in enumerate(dict.fromkeys((*map(chr, range(33, 127)), "ĠĊ")))}
-    fast = byte_level_json(letters | {"ab": len(letters)}, [["a", "b"]], {len(letters) + 1: ("<s>", True)}, PRE["gpt-2"])
+    fast = byte_level_json(
+        letters | {"ab": len(letters)}, [["a", "b"]], {len(letters) + 1: ("<s>", True)}, PRE["gpt-2"]
+    )
     bytewise = byte_level_fields(fast, "here") | {"tokenizer.ggml.eos_token_id": len(letters) + 1}
     return [_small_gguf(config, pieces, "Q4_1"), _small_gguf(config, bytewise, "F16")]
 
@@ -566,6 +568,8 @@ TARGETS: dict[str, Target] = {
     "model_card": Target(settings("README.md"), _of_model("README.md")),
     "template": Target(template, lambda: [json.loads(model()["tokenizer_config.json"])["chat_template"].encode()]),
     "gguf": Target(gguf, _gguf_seed),
+    "gguf_source": Target(gguf_source, _gguf_source_seeds),
+    "tiktoken": Target(tiktoken, _tiktoken_seeds),
     "instructions": Target(
         instructions("items.json"),
         lambda: [json.dumps(_ITEMS).encode(), json.dumps({"train": _ITEMS}).encode(), _lines(_ITEMS)],
