@@ -1,8 +1,11 @@
 """A GGUF fetched: by its own address, with its parts and its terms; refused by its header before a weight is copied."""
 
 import hashlib
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +55,9 @@ def test_one_file_is_published_as_it_is(store, folder, tiny_model):
     assert manifest.vocabulary.relation_to(contract) is Relation.EQUAL
 
 
-def test_every_source_gives_the_same(tmp_path, folder, http, s3_store, monkeypatch, hub):
+def test_every_source_gives_the_same(tmp_path, folder, http, s3_store, monkeypatch):
     name = "tiny.Q8_0.gguf"
     storage.write_bytes(f"{s3_store}/models/{name}", (folder / name).read_bytes())
-    shutil.copytree(folder, tmp_path / "hub" / "owner" / "name")
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(folder / name, alone)
@@ -64,6 +65,17 @@ def test_every_source_gives_the_same(tmp_path, folder, http, s3_store, monkeypat
     sources = [name, str(alone), f"{s3_store}/models/{name}", f"http://127.0.0.1:{http.server_port}/{name}"]
     made = [fetch(tmp_path / f"store-{number}", source) for number, source in enumerate(sources)]
     assert len({manifest.digest for manifest in made}) == 1
+
+
+@pytest.mark.slow
+def test_one_file_of_a_repository_of_the_hub(tmp_path, hub, folder):
+    shutil.copytree(folder, hub.folder / "someone" / "model")
+    command = [sys.executable, "-m", "components.fetch_weights", "--store", str(tmp_path / "store")]
+    command += ["--source", "hf://someone/model/tiny.Q8_0.gguf", "--output", str(tmp_path / "manifest.json")]
+    env = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    subprocess.run(command, check=True, env=env, capture_output=True)
+    manifest = Manifest.from_json((tmp_path / "manifest.json").read_bytes(), "there")
+    assert sorted(file.path for file in manifest.files) == ["LICENSE", "tiny.Q8_0.gguf"]
 
 
 def test_sums_count(tmp_path, folder):
