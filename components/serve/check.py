@@ -20,6 +20,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.kubernetes.model_server import GUARD
+from zhllama.models import by_gguf
 from zhllama.stage.options import Ref
 from zhllama.stage.program import bounded
 from zhllama.storage.private import temporary_folder
@@ -152,8 +153,10 @@ def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Enc
         raise InputError(f"{where}: not a GGUF file, or cut short ({error}); export or fetch it again") from error
     if fields.get("tokenizer.ggml.model") != "llama":
         raise InputError(f"{where}: its tokenizer is not SentencePiece's; export the model again with export_model")
+    kind = by_gguf(str(fields.get("general.architecture")), where)
     try:
-        model, positions = _sentencepiece(fields), int(fields.get("llama.context_length", 2048))
+        model = _sentencepiece(fields)
+        positions = int(fields.get(f"{kind.gguf}.context_length", 2048))
     except _WRONG as error:
         said = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
         raise InputError(f"{where}: its vocabulary is none ({said}); export or fetch it again") from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zhllama.errors import InputError
-from zhllama.models.architecture import Architecture
+from zhllama.models.architecture import Architecture as Architecture
 from zhllama.models.llama import LLAMA
 from zhllama.models.mistral import MISTRAL
 from zhllama.models.qwen2 import QWEN2

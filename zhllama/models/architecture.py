@@ -107,8 +107,8 @@ class Architecture:
     def window_of(self, config: Mapping[str, Any]) -> int | None:
         """Tokens that attention sees, where there are fewer than positions."""
         window = config.get("sliding_window", self.window) if self.window else None
-        positions = config.get("max_position_embeddings") or self.numbers["max_position_embeddings"]
-        return None if window is None or window >= positions else window
+        positions: Any = config.get("max_position_embeddings") or self.numbers["max_position_embeddings"]
+        return window if type(window) is int and window < positions else None
 
     def windows(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that say to every program which windows there are: where nothing is said, some take their own."""
@@ -125,7 +125,8 @@ class Architecture:
         if self.window:
             return whole if name == "sliding_window" else value is True or self.window_of(config) is None
         positions = config.get("max_position_embeddings") or self.numbers["max_position_embeddings"]
-        off = config.get("use_sliding_window", False if self.switched_window else None) is False
+        said = config.get("use_sliding_window")
+        off = said is False or (said is None and self.switched_window)
         return value is False if name == "use_sliding_window" else off or (whole and value >= positions)
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:

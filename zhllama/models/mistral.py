@@ -1,7 +1,7 @@
 """Mistral 7B and its kin of one window: LLaMA's modules. A token sees the `sliding_window` tokens up to itself: 4,096
 in v0.1, and wherever config.json says nothing; all where it says null (v0.2, v0.3).
 
-transformers and vLLM keep to the window. llama.cpp has Mistral as a LLaMA, without one: a GGUF says as many positions
+transformers keeps to the window. llama.cpp has Mistral as a LLaMA, without one: a GGUF says as many positions
 as the window has, up to which both are the same."""
 
 from zhllama.models.architecture import Architecture

@@ -5,6 +5,7 @@ that exist; an adapter that belongs to this model. Each failure is one line and 
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ from zhllama.models import architecture
 from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import Vocabulary, contract_of, has_tokenizer, load_encoder
-from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.training.options import FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.adapter_config import AdapterConfig
 from zhllama.weights.beside import require_known_tokens
@@ -66,13 +67,14 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
         raise InputError(f"{names[1]}: {said}; prepare the dataset with a smaller --block-size")
     settings, tensors = deepspeed_settings(options), checkpoint.tensors
     if options.gives_adapter:
-        shape = lora_shape(options, model, adapter)
+        own = architecture(config, names[0]).lora_modules
+        shape = lora_shape(options, model, adapter, own)
         if adapter is not None:
             _require_fitting(adapter, checkpoint, vocabulary, says)
         for target in shape.targets if adapter is None else ():
             if not any(name.endswith(f".{target}.weight") and len(one.shape) == 2 for name, one in tensors.items()):
-                own = ", ".join(architecture(config, names[0]).lora_modules)
-                raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; its own are {own}")
+                said = f"{names[0]} has no such layer; its own are {', '.join(own)}"
+                raise InputError(f"--lora-targets {target}: {said}")
         if shape.embeddings == "new" and zero_stage(settings) == 3:
             said = "under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained alone"
             raise InputError(f"--embedding-rows new: {said}; give --deepspeed zero2 or none")
@@ -158,22 +160,25 @@ def new_rows(model: Artifact) -> tuple[int, ...]:
     return tuple(range(before, vocabulary.size))
 
 
-def new_shape(options: TrainingOptions, rows: tuple[int, ...] = ()) -> LoraShape:
-    """The shape of a new adapter, the recipe's where the options say nothing."""
+def new_shape(options: TrainingOptions, modules: Sequence[str], rows: tuple[int, ...] = ()) -> LoraShape:
+    """The shape of a new adapter, the recipe's where the options say nothing. modules: the architecture's own."""
     return LoraShape(
         options.lora_r or 8,
         options.lora_alpha or 32.0,
         0.05 if options.lora_dropout < 0 else options.lora_dropout,
-        options.targets or LORA_TARGETS.split(","),
+        options.targets or list(modules),
         options.trained_rows,
         rows,
     )
 
 
-def lora_shape(options: TrainingOptions, model: Artifact, adapter: Artifact | None) -> LoraShape:
-    """The adapter's shape. InputError when the options contradict the adapter that is continued."""
+def lora_shape(
+    options: TrainingOptions, model: Artifact, adapter: Artifact | None, modules: Sequence[str] = ()
+) -> LoraShape:
+    """The adapter's shape; a new one's on the architecture's `modules` where no layers are named. InputError when the
+    options contradict the adapter that is continued."""
     if adapter is None:
-        return new_shape(options, new_rows(model) if options.trained_rows == "new" else ())
+        return new_shape(options, modules, new_rows(model) if options.trained_rows == "new" else ())
     have = _shape_of(AdapterConfig(adapter, "--adapter"), Checkpoint(model))
     where, mend = f"the adapter {adapter.root}", "leave the option out, or start a new adapter"
     rows = options.embedding_rows if options.embedding_rows != "auto" else None

@@ -171,7 +171,8 @@ def trained_model(options: TrainingOptions, inputs: TrainingInputs, dtype: torch
     """The model of the inputs, with what the options say made trainable."""
     model: Any = load_base(inputs.model, dtype)
     if options.gives_adapter:
-        model = add_lora(model, lora_shape(options, inputs.model, inputs.adapter), inputs.adapter)
+        modules = architecture(model.config.to_dict(), inputs.model.root).lora_modules
+        model = add_lora(model, lora_shape(options, inputs.model, inputs.adapter, modules), inputs.adapter)
     else:
         assert isinstance(options, PretrainOptions)
         model = train_embeddings_only(model, options.also_lm_head)

@@ -8,6 +8,7 @@ import torch
 
 from components.export_model.exporter import export_model
 from components.export_model.options import ExportModel
+from components.serve.check import check_gguf
 from tests.components.export_model.test_gguf import export, logits, metadata, rows_of
 from tests.small_models import KINDS, save
 from zhllama.errors import InputError
@@ -23,6 +24,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2, yarn": ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
                                                   "original_max_position_embeddings": 64}}),
+    "qwen3, linear": ("qwen3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0}}),
     "qwen3, heads alone": ("qwen3", {"num_key_value_heads": 4, "tie_word_embeddings": False}),
 }  # fmt: skip
 
@@ -39,6 +41,8 @@ def test_llama_cpp_computes_what_transformers_computes(tmp_path: Path, name: str
     # llama.cpp knows no window of Mistral's: the file says as many positions as it has
     positions = 24 if kind == "mistral" else 256
     assert found[f"{found['general.architecture']}.context_length"] == positions
+    _, served, _ = check_gguf(path, None, "--model m.gguf")
+    assert served == positions
     ids = torch.randint(3, 800, (min(positions, 200),), generator=torch.Generator().manual_seed(1)).tolist()
     (computed,) = logits(path, [ids])
     with torch.inference_mode():

@@ -118,6 +118,27 @@ MISTRAL = {
     "torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0", "use_cache": True, "vocab_size": 32000,
 }  # fmt: skip
 
+LLAMA32 = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009], "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048,
+    "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
+    "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+    "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_theta": 500000.0, "tie_word_embeddings": True,
+    "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                     "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "torch_dtype": "bfloat16", "transformers_version": "4.45.0.dev0", "use_cache": True, "vocab_size": 128256,
+}  # fmt: skip
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1,
+    "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False,
+    "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+    "pad_token_id": 2, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None,
+    "rope_theta": 100000, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "vocab_size": 49152,
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    "transformers_version": "4.42.3", "use_cache": True,
+}  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("published", "said"),
@@ -125,13 +146,28 @@ MISTRAL = {
         (QWEN25, {"use_sliding_window": False}),
         (QWEN25 | {"layer_types": ["full_attention"] * 28, "sliding_window": None}, {"use_sliding_window": False}),
         ({k: v for k, v in QWEN25.items() if k != "use_sliding_window"}, {"use_sliding_window": False}),
+        (QWEN25 | {"use_sliding_window": None, "sliding_window": 4096}, {"use_sliding_window": False}),
         (QWEN3, {"head_dim": 128, "tie_word_embeddings": True}),
+        (LLAMA32, {"tie_word_embeddings": True, "rope_theta": 500000.0, "eos_token_id": [128001, 128008, 128009]}),
+        (SMOLLM2, {"tie_word_embeddings": True, "num_key_value_heads": 3, "rope_theta": 100000.0}),
         (MISTRAL, {"sliding_window": 4096}),
         (MISTRAL | {"sliding_window": None, "head_dim": None, "vocab_size": 32768}, {"sliding_window": None}),
         ({k: v for k, v in MISTRAL.items() if k != "sliding_window"}, {"sliding_window": 4096}),
         (MISTRAL | {"head_dim": 160, "hidden_size": 5124, "sliding_window": None}, {"head_dim": 160}),
     ],
-    ids=["qwen2.5", "saved again", "no switch", "qwen3", "v0.1", "v0.3", "no window named", "nemo"],
+    ids=[
+        "qwen2.5",
+        "saved again",
+        "no switch",
+        "null",
+        "qwen3",
+        "llama 3.2",
+        "smollm2",
+        "v0.1",
+        "v0.3",
+        "no window named",
+        "nemo",
+    ],
 )
 def test_published_settings_are_taken_and_windows_are_said_to_every_program(
     published: dict[str, Any], said: dict[str, Any]
@@ -152,6 +188,7 @@ def test_published_settings_are_taken_and_windows_are_said_to_every_program(
         (MISTRAL, {"use_sliding_window": False}, r"sets use_sliding_window \(False\)"),
         (MISTRAL, {"layer_types": ["full_attention"] * 32}, "sets layer_types"),
         (MISTRAL, {"sliding_window": 0}, r"sets sliding_window \(0\)"),
+        ({"layer_types": ["full_attention"] * 32} | MISTRAL, {"sliding_window": "all"}, "sets sliding_window"),
         (QWEN3, {"hidden_size": None}, r"not a Qwen3 model's \(hidden_size is None"),
         ({}, {"model_type": "gemma2"}, r"a gemma2 model \(model_type\); only LLaMA, Mistral, Qwen2 and Qwen3 models"),
         ({}, {"model_type": ["llama"]}, r"is of a \['llama'\] model"),

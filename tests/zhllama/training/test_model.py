@@ -19,6 +19,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
+from zhllama.models.llama import LLAMA
 from zhllama.training.inputs import LoraShape
 from zhllama.training.model import (
     FLASH,
@@ -34,9 +35,8 @@ from zhllama.training.model import (
     trainable,
     trained_weights,
 )
-from zhllama.training.options import LORA_TARGETS
 
-TARGETS = LORA_TARGETS.split(",")
+TARGETS = list(LLAMA.lora_modules)
 
 
 def shape(r: int = 8, embeddings: str = "all", dropout: float = 0.0) -> LoraShape:
