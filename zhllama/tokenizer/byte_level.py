@@ -184,11 +184,11 @@ class ByteLevelEncoder(Encoder):
 
     @cached_property
     def pad(self) -> int | None:
+        """The id of `[PAD]`, or of what the files name."""
+        if self.added.get(PAD_PIECE):
+            return self._ids[PAD_PIECE]
         index = self._ids.get(self._names.get("pad", ""))
-        if index is None and self.added.get(PAD_PIECE):
-            index = self._ids[PAD_PIECE]
-        others = {self._ids[text] for name, text in self._names.items() if name != "pad"}
-        return None if index in others else index
+        return None if index in {self._ids[text] for name, text in self._names.items() if name != "pad"} else index
 
     @cached_property
     def special(self) -> Mapping[str, int]:

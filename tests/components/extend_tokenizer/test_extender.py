@@ -321,7 +321,7 @@ def broken_model(tmp_path, llama_tokenizer, fault):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("rows", r"tokenizer\.model has 800 pieces and \S+ 700 rows"),
+        ("rows", r"its tokenizer has 800 pieces and \S+ 700 rows"),
         ("tokenizer", "no tokenizer.model in it .*as LLaMA 3 has it.*: byte-level tokenizers are not supported"),
         ("junk", "not a SentencePiece model"),
         ("llama 3", "a byte-level BPE tokenizer as LLaMA 3's .* is not supported, give a model of LLaMA 1's or 2's"),
