@@ -307,6 +307,7 @@ def test_tokens_that_only_other_files_name_are_pieces(qwen):
     (qwen / "added_tokens.json").write_text(json.dumps({"<|more|>": size}))
     said = {str(size + 1): {"content": "<extra>", "special": False}}
     changed(qwen, "tokenizer_config.json", added_tokens_decoder=said, pad_token="[PAD]")
+    (qwen / "config.json").write_text(json.dumps({"vocab_size": size + 8}))
     encoder = loaded(qwen)
     assert encoder.pieces[size:] == ["<|more|>", "<extra>", "[PAD]"]
     assert [encoder.added[text] for text in encoder.pieces[size:]] == [True, False, True]
@@ -351,7 +352,7 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 AFTER = {"type": "TemplateProcessing", "special_tokens": {}, "pair": []}
 REFUSED = {
     "normalizer": ({"normalizer": {"type": "NFKC"}}, "the normalizer NFKC"),
-    "one of two": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}}, "Low"),
+    "one of two": ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}, "Low"),
     "pre-tokenizer": (before({"type": "Whitespace"}, BYTES), "Whitespace"),
     "a cut that takes away": (
         before({"type": "Split", "pattern": {"Regex": " "}, "behavior": "Removed", "invert": False}, BYTES),
@@ -366,9 +367,9 @@ REFUSED = {
     "dropout": ({"model": {"dropout": 0.1}}, "model.dropout 0.1"),
     "suffix": ({"model": {"end_of_word_suffix": "</w>"}}, "model.end_of_word_suffix '</w>'"),
     "bytes as pieces": ({"model": {"byte_fallback": True}}, "model.byte_fallback True"),
-    "unknown in the model": ({"model": {"surprise": 1}}, "a setting model.surprise"),
+    "unknown in the model": ({"model": {"surprise": 1}}, "a setting model.surp"),
     "another model": ({"model": {"type": "WordPiece"}}, "model.type WordPiece"),
-    "stripping": ({"added_tokens": [{"id": 1500, "content": "<|endoftext|>", "lstrip": True}]}, "lstrip of the added .*endoft"),
+    "stripping": ({"added_tokens": [{"id": 1502, "content": "<|im_end|>", "lstrip": True}]}, "lstrip of .*_end"),
 }  # fmt: skip
 
 
@@ -376,7 +377,10 @@ REFUSED = {
 def test_what_is_not_done_is_refused_by_name(qwen, fields, said):
     fast = json.loads((qwen / "tokenizer.json").read_text())
     model = fast["model"] | fields.get("model", {})
-    (qwen / "tokenizer.json").write_text(json.dumps(fast | fields | {"model": model}))
+    added = [one for one in fast["added_tokens"] if one["id"] != 1502] if "added_tokens" in fields else []
+    fast |= fields | {"model": model}
+    fast["added_tokens"] = fast["added_tokens"] + added
+    (qwen / "tokenizer.json").write_text(json.dumps(fast))
     with pytest.raises(InputError, match=rf"--model .*tokenizer\.json: it has .*{said}.*, which is not supported"):
         loaded(qwen)
 
@@ -385,7 +389,7 @@ def test_damaged_files_are_named(qwen):
     fast = json.loads((qwen / "tokenizer.json").read_text())
     for damage, said in (
         ({"model": {"type": "BPE"}}, "does not say its tokens"),
-        ({"added_tokens": [{"id": 1507, "content": "<x>"}]}, "nothing is token 1500"),
+        ({"added_tokens": [*fast["added_tokens"], {"id": 1507, "content": "<x>"}]}, "nothing is token 1505"),
         ({"model": fast["model"] | {"merges": [["Q", "notthere"]]}}, "cannot be read"),
     ):
         (qwen / "tokenizer.json").write_text(json.dumps(fast | damage))
@@ -396,7 +400,7 @@ def test_damaged_files_are_named(qwen):
 def test_lists_alone_do_not_say_how_text_is_cut(qwen):
     (qwen / "tokenizer.json").unlink()
     assert not has_tokenizer(open_artifact(str(qwen)))
-    with pytest.raises(InputError, match="vocab.json and merges.txt alone do not say how text is cut"):
+    with pytest.raises(InputError, match=r"vocab\.json and merges\.txt alone do not say how text is cut"):
         loaded(qwen)
 
 
@@ -405,6 +409,8 @@ def test_chinese_is_cut_into_few_segments(byte_level_files):
     files = byte_level_files["llama 3"]
     described = {"tokenizer_config.json": json.loads(files["tokenizer_config.json"])}
     encoder = ByteLevelEncoder.described(files["tokenizer.json"], described, "x")
-    texts = list(islice(chinese_sentences(3), 400))
-    encoder.encode_batch(texts)
-    assert len(encoder.segments._numbers) < len(texts)
+    texts = list(islice(chinese_sentences(3), 800))
+    encoder.encode_batch(texts[:400])
+    known = len(encoder.segments._numbers)
+    encoder.encode_batch(texts[400:])
+    assert len(encoder.segments._numbers) < 1.2 * known
