@@ -22,7 +22,7 @@ from zhllama.tokenizer.byte_level import ByteLevelEncoder
 from zhllama.tokenizer.prompt import DEFAULT
 from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.special_ids import special_ids
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, load_encoder, mixtures, padding_multiple
+from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, padding_multiple
 from zhllama.weights.chat_template import chosen
 from zhllama.weights.fit import require_rows
 from zhllama.weights.meta_format import EMBEDDING, HEAD
@@ -94,7 +94,8 @@ def probe(texts: Sequence[str], seed: int) -> list[str]:
     """Of the parity: probe.txt (Chinese, English, code, white space, emoji, rare scripts), and lines made of the
     appended pieces, where ties would show."""
     lines = Path(__file__).with_name("probe.txt").read_text("utf-8").split("\n")
-    return lines + (mixtures(texts, 400, seed) if texts else [])
+    pieces = [text for text in texts if text != PAD_PIECE]
+    return lines + (mixtures(pieces, 400, seed) if pieces else [])
 
 
 def differing(files: dict[str, bytes], encoder: Encoder, lines: Sequence[str]) -> int:
@@ -130,7 +131,7 @@ def _write_weights(
                 old = checkpoint.read(name, 0, vocabulary.size - len(new))
                 # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
                 unused = new_rows(old, filling, "mean", generator)
-                spare = [checkpoint.read(name, vocabulary.size, here)] if here > vocabulary.size else []
+                spare = [checkpoint.read(name, vocabulary.size)] if here > vocabulary.size else []
                 for rows in chain([old], new_rows(old, new, config.init, generator), spare, unused):
                     tensors.write(name, rows)
                 written += vocabulary.rows * old[0].nbytes

@@ -40,7 +40,7 @@ def is_chinese(piece: str) -> bool:
 
 
 class Extended(NamedTuple):
-    """A base's tokenizer with new pieces: the whole characters among their texts, the base's own ids of each, what the
+    """A base's tokenizer with new pieces: those of them that are whole characters, the base's own ids of each, what the
     manifest says of them, and what of that the summary does."""
 
     encoder: Encoder
@@ -121,10 +121,9 @@ def extended_sentencepiece(base: SentencePieceEncoder, given: Sequence[Artifact]
         (made.completing, f", {len(made.completing)} of them so that merges reach others"),
         (made.dropped, f", {len(made.dropped)} dropped that merges cannot reach"),
     ]
-    texts = [text for text in made.appended if text != PAD_PIECE]
     found = splits(base.model, made.appended)
     return Extended(
-        SentencePieceEncoder(made.model), texts, found, facts, "".join(text for holds, text in said if holds)
+        SentencePieceEncoder(made.model), made.appended, found, facts, "".join(text for holds, text in said if holds)
     )
 
 
