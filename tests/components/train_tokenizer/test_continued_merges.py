@@ -71,7 +71,7 @@ def test_no_english_line_and_no_code_gets_another_id(pair, english_text):
         "naïve café, Øre, ½ ×",
         "привет мир, שלום",
     ]
-    lines += ["カタカナ ひらがな ｶﾅ ー", "한국어 텍스트", "ภาษาไทย ฿5", "。，、！（全角）「」"]
+    lines += ["カタカナ ひらがな ｶﾅ ー", "한국어 텍스트", "ภาษาไทย ฿5", "。，、！（）「」ＡＢ"]
     assert after.encode_batch(lines) == base.encode_batch(lines)
 
 
@@ -161,10 +161,15 @@ def test_ranks_alone_give_the_same_ids(bases, extensions, text):
 
 
 def test_pieces_that_engines_could_split_otherwise_are_left_out_where_ranks_count(bases):
-    lines = ["哈哈", "哈哈哈", "哈哈哈哈哈"] * 50 + ["好的"] * 9
-    found = continued(bases["llama 3"], lines, 4, HAN, "x")
+    base = bases["llama 3"]
+    # where no old piece lies across two of them
+    laugh = next(char for char in map(chr, range(0x4E00, 0x9FA0)) if base.encode(char * 3) == base.encode(char) * 3)
+    lines = [laugh * 2, laugh * 3, laugh * 5] * 50 + ["天气很好，我们去公园。"] * 9
+    found = continued(base, lines, 9, HAN, "x")
+    made = [left + right for left, right in found.merges]
     assert found.ambiguous > 0
-    assert spelt("哈哈哈".encode()) not in [a + b for a, b in found.merges]
+    assert spelt((laugh * 2).encode()) in made
+    assert spelt((laugh * 3).encode()) not in made
 
 
 def test_equal_text_gives_equal_merges_in_whatever_order(bases, text):
@@ -228,7 +233,7 @@ def test_the_stage_publishes_the_bases_tokenizer_with_its_new_pieces(tmp_path, c
     assert artifact.manifest.vocabulary.relation_to(before.vocabulary()) is Relation.EXTENDS
     assert sorted(artifact.names) == ["merges.txt", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
     facts = artifact.manifest.facts
-    assert facts["tokens_after"] < facts["tokens_before"] / 2
+    assert facts["tokens_after"] < facts["tokens_before"] / 1.5
     assert facts["summary"].startswith("1,505 → 1,705 pieces")
 
 
