@@ -199,13 +199,17 @@ class ByteLevelEncoder(Encoder):
     @cached_property
     def segments(self) -> "ByteSegments":
         """The quicker way to the same ids."""
+        from zhllama.tokenizer.byte_merges import ByteMerges
         from zhllama.tokenizer.byte_segments import ByteSegments
 
         texts = [text for text, special in self.added.items() if not special]
         ordinary = [
             content for piece, content in zip(self.pieces, self.piece_bytes, strict=True) if piece not in self.added
         ]
-        return ByteSegments(self._tokenizer, self.rules, ordinary, texts)
+        ids = self._ids
+        byte_ids = {byte: ids[letter] for byte, letter in LETTER_OF.items() if letter in ids}
+        merges = ByteMerges(byte_ids, [(ids[left], ids[right], ids[left + right]) for left, right in self.merges])
+        return ByteSegments(self._tokenizer, self.rules, ordinary, texts, merges)
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
