@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zhllama.errors import InputError
-from zhllama.tokenizer.byte_level import ByteLevelEncoder, spelt
+from zhllama.tokenizer.byte_alphabet import spelt
+from zhllama.tokenizer.byte_level import ByteLevelEncoder
 
 TOGETHER = 10_000
 """Pretokens that are encoded at a time."""

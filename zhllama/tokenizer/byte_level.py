@@ -15,6 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from zhllama.errors import InputError
+from zhllama.tokenizer.byte_alphabet import BYTE_OF, LETTER_OF
 from zhllama.tokenizer.byte_level_rules import read_rules
 from zhllama.tokenizer.effective_model import (
     CONFIG,
@@ -38,16 +39,6 @@ log = logging.getLogger("tokenizer")
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
 _NAMES = ("bos", "eos", "pad", "unk")
-_printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_others = [byte for byte in range(256) if byte not in _printable]
-LETTER_OF = {byte: chr(byte) for byte in _printable} | {byte: chr(256 + at) for at, byte in enumerate(_others)}
-"""Byte → the character that stands for it in a byte-level piece (GPT-2's)."""
-BYTE_OF = {letter: byte for byte, letter in LETTER_OF.items()}
-
-
-def spelt(content: bytes) -> str:
-    """Bytes as a byte-level piece has them."""
-    return "".join(map(LETTER_OF.__getitem__, content))
 
 
 class ByteLevelEncoder(Encoder):

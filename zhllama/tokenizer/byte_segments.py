@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from zhllama.tokenizer.byte_alphabet import spelt
 from zhllama.tokenizer.byte_level_rules import GPT2, LLAMA3, QWEN2, Rules
 from zhllama.tokenizer.byte_merges import ByteMerges
 from zhllama.tokenizer.segments import KNOWN, KNOWN_BYTES, TABLE_BITS, codes_of, different, pair_hashes
@@ -89,8 +90,6 @@ class ByteSegments:
     def _not_made(self, texts: Sequence[str]) -> set[bytes]:
         """The pieces that merges do not make, as segments are spelt: they are whole pretokens or none. So that no
         segment is taken for one, none is cut within a pretoken before their first character or behind their last."""
-        from zhllama.tokenizer.byte_level import spelt
-
         model, edge = self._tokenizer.model, _UNCASED | _POINT
         self._kinds = self._kinds.copy()
         known, found = self._kinds.copy(), set()

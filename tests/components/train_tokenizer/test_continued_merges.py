@@ -16,7 +16,8 @@ from tests.texts import chinese_sentences, code_lines, mixed_lines
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
-from zhllama.tokenizer.byte_level import ByteLevelEncoder, spelt
+from zhllama.tokenizer.byte_alphabet import spelt
+from zhllama.tokenizer.byte_level import ByteLevelEncoder
 from zhllama.tokenizer.vocabulary import Relation, load_encoder
 
 HAN = Scripts("Han")

@@ -13,7 +13,8 @@ from tests.byte_level_bases import SHAPES
 from tests.texts import chinese_sentences, mixed_lines
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.byte_level import BYTE_OF, ByteLevelEncoder
+from zhllama.tokenizer.byte_alphabet import BYTE_OF
+from zhllama.tokenizer.byte_level import ByteLevelEncoder
 from zhllama.tokenizer.chat import Chat, asked
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import Relation, has_tokenizer, load_encoder
