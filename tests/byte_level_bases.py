@@ -111,7 +111,7 @@ def smollm_shaped(lines: Iterable[str], pieces: int) -> dict[str, bytes]:
     """Special tokens, and pieces up to `pieces`."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
-    from zhllama.tokenizer.byte_level import LETTER_OF
+    from zhllama.tokenizer.byte_alphabet import LETTER_OF
 
     before = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
     alphabet = [letter for byte, letter in LETTER_OF.items() if byte not in _WITHOUT]

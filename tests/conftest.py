@@ -18,7 +18,7 @@ import pytest
 from pipelines.local.s3_server import LocalS3
 from tests.named_tokens import chatml_model  # noqa: F401 - a fixture of all layers
 from tests.packed_data import packed_chinese, packed_instructions, packed_text  # noqa: F401 - fixtures of all layers
-from tests.texts import chinese_sentences, llama_shaped
+from tests.texts import chinese_sentences, code_lines, llama_shaped
 from zhllama import storage
 
 # tests run side by side on few cores: one thread per process is faster than many that fight
@@ -114,6 +114,15 @@ def chinese_tokenizer(chinese_text: list[str]) -> bytes:
     from components.train_tokenizer.sentencepiece_trainer import trained
 
     return trained(chinese_text, 800, 0.9995, "chinese_text")
+
+
+@pytest.fixture(scope="session")
+def byte_level_files(english_text: list[str], chinese_text: list[str]) -> dict[str, dict[str, bytes]]:
+    """Small byte-level tokenizers, the files of a model folder, by the base that they are shaped as: 1,500 pieces."""
+    from tests.byte_level_bases import SHAPES
+
+    lines = [*english_text[:2500], *islice(code_lines(), 500), *chinese_text[:40]]
+    return {name: make(lines, 1500) for name, make in SHAPES.items()}
 
 
 # --- a tiny model -----------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Log-losses of a model: of text, and of the answers to instructions and exams, as report.json has them.
 
-Text: a document is BOS (EOS, where the tokenizer puts no BOS) + its ids; every id but that is scored once, EOS behind it
-is not there. One longer than the model's positions is cut into windows that begin with it. Bits per byte = summed
-log-loss / UTF-8 bytes / ln 2, comparable across vocabularies; next-token accuracy is not. A tokenizer without byte
-fallback hides what it cannot spell behind one unknown piece: that counts as so many tokens as it hides bytes, each of 8
-bits more and never foretold, as with a model that knows nothing of them.
+Text: a document is BOS (EOS, where the tokenizer puts no BOS) + its ids; every id but that is scored once, and no EOS
+follows. One longer than the positions is cut into windows that begin so. Bits per byte = summed log-loss / UTF-8
+bytes / ln 2, comparable across vocabularies; next-token accuracy is not. A tokenizer without byte fallback hides what
+it cannot spell behind one unknown piece: that counts as so many tokens as it hides bytes, each of 8 bits more and never
+foretold, as with a model that knows nothing of them.
 
 Answers: the model's own prompt, then the answer's ids as training has them and what ends it (nothing behind an exam's
 letter: text goes on there). The greatest summed log-likelihood wins; all choices are scored in one row behind one

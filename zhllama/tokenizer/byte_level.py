@@ -15,6 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from zhllama.errors import InputError
+from zhllama.tokenizer.byte_alphabet import BYTE_OF, LETTER_OF
 from zhllama.tokenizer.byte_level_rules import read_rules
 from zhllama.tokenizer.effective_model import (
     CONFIG,
@@ -38,16 +39,6 @@ log = logging.getLogger("tokenizer")
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
 _NAMES = ("bos", "eos", "pad", "unk")
-_printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_others = [byte for byte in range(256) if byte not in _printable]
-LETTER_OF = {byte: chr(byte) for byte in _printable} | {byte: chr(256 + at) for at, byte in enumerate(_others)}
-"""Byte → the character that stands for it in a byte-level piece (GPT-2's)."""
-BYTE_OF = {letter: byte for byte, letter in LETTER_OF.items()}
-
-
-def spelt(content: bytes) -> str:
-    """Bytes as a byte-level piece has them."""
-    return "".join(map(LETTER_OF.__getitem__, content))
 
 
 class ByteLevelEncoder(Encoder):
@@ -184,11 +175,11 @@ class ByteLevelEncoder(Encoder):
 
     @cached_property
     def pad(self) -> int | None:
+        """The id of `[PAD]`, or of what the files name."""
+        if self.added.get(PAD_PIECE):
+            return self._ids[PAD_PIECE]
         index = self._ids.get(self._names.get("pad", ""))
-        if index is None and self.added.get(PAD_PIECE):
-            index = self._ids[PAD_PIECE]
-        others = {self._ids[text] for name, text in self._names.items() if name != "pad"}
-        return None if index in others else index
+        return None if index in {self._ids[text] for name, text in self._names.items() if name != "pad"} else index
 
     @cached_property
     def special(self) -> Mapping[str, int]:
@@ -199,13 +190,17 @@ class ByteLevelEncoder(Encoder):
     @cached_property
     def segments(self) -> "ByteSegments":
         """The quicker way to the same ids."""
+        from zhllama.tokenizer.byte_merges import ByteMerges
         from zhllama.tokenizer.byte_segments import ByteSegments
 
         texts = [text for text, special in self.added.items() if not special]
         ordinary = [
             content for piece, content in zip(self.pieces, self.piece_bytes, strict=True) if piece not in self.added
         ]
-        return ByteSegments(self._tokenizer, self.rules, ordinary, texts)
+        ids = self._ids
+        byte_ids = {byte: ids[letter] for byte, letter in LETTER_OF.items() if letter in ids}
+        merges = ByteMerges(byte_ids, [(ids[left], ids[right], ids[left + right]) for left, right in self.merges])
+        return ByteSegments(self._tokenizer, self.rules, ordinary, texts, merges)
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

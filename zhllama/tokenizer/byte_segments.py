@@ -18,12 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from zhllama.tokenizer.byte_alphabet import spelt
 from zhllama.tokenizer.byte_level_rules import GPT2, LLAMA3, QWEN2, Rules
+from zhllama.tokenizer.byte_merges import ByteMerges
 from zhllama.tokenizer.segments import KNOWN, KNOWN_BYTES, TABLE_BITS, codes_of, different, pair_hashes
 from zhllama.tokenizer.spans import spans
 
 _LETTER, _UNCASED, _POINT, _DIGIT = 1, 2, 4, 8
 """What a character surely is: a letter; one that no expression tells from another; punctuation or a symbol."""
+_FIRST, _LAST = 16, 32
+"""Of a piece that merges do not make."""
+_SURE = 15
 _PART = 0x200000
 """Above all characters: a byte at the edge of a piece that begins or ends within a character."""
 
@@ -36,7 +41,7 @@ def _kinds() -> np.ndarray:
     for code in range(0x10000):
         char = chr(code)
         was, now = old.category(char)[0], unicodedata.category(char)
-        if was != now[0] or was not in "LPS" or unicodedata.decomposition(char) or char == "'":
+        if was != now[0] or was not in "LPS" or unicodedata.decomposition(char)[:1] not in ("", "<") or char == "'":
             continue
         # vowels of Hangul join the consonant before them in NFC
         if was == "L":
@@ -51,14 +56,19 @@ class ByteSegments:
     """Encodes as the tokenizer does, many texts at a time. `ordinary`: the bytes of each piece that merges make;
     `added`: the tokens that are read as themselves in any text."""
 
-    def __init__(self, tokenizer: Any, rules: Rules, ordinary: Sequence[bytes], added: Sequence[str]) -> None:
-        self._tokenizer, self._nfc = tokenizer, rules.nfc
+    def __init__(
+        self, tokenizer: Any, rules: Rules, ordinary: Sequence[bytes], added: Sequence[str], merges: ByteMerges
+    ) -> None:
+        self._tokenizer, self._nfc, self._merges = tokenizer, rules.nfc, merges
         expressions = rules.expressions
         self._cuts = len(expressions) == 1 and expressions[0] in (GPT2, LLAMA3, QWEN2)
         self._added = re.compile("|".join(map(re.escape, added))) if added else None
         self._lock = threading.Lock()
         """Held while the known segments are looked up and added to."""
         self._forget()
+        self._unmade: set[bytes] = set()
+        self._taken = False
+        """Whether one mark before letters is within their pretoken."""
         if not self._cuts:
             return
         texts = [content.decode(errors="surrogateescape") for content in ordinary if not content.isascii()]
@@ -73,26 +83,29 @@ class ByteSegments:
         """By the hash of two characters (or the edges of such), whether a piece has them side by side."""
         self._joined[pair_hashes(left, right)[inside]] = True
         self._kinds = _kinds()
+        self._taken = expressions[0] != GPT2
         if rules.whole:
-            self._kinds = self._without_edges(texts)
+            self._unmade = self._not_made(texts)
 
-    def _without_edges(self, texts: Sequence[str]) -> np.ndarray:
-        """The kinds, so that no segment is a piece that merges do not make: taken for a pretoken it would be that."""
-        model, kinds = self._tokenizer.model, _kinds().copy()
-        edge = _UNCASED | _POINT
-        near = [
-            text for text in texts if text.isprintable() and (_kinds()[ord(text[0])] | _kinds()[ord(text[-1])]) & edge
-        ]
+    def _not_made(self, texts: Sequence[str]) -> set[bytes]:
+        """The pieces that merges do not make, as segments are spelt: they are whole pretokens or none. So that no
+        segment is taken for one, none is cut within a pretoken before their first character or behind their last."""
+        model, edge = self._tokenizer.model, _UNCASED | _POINT
+        self._kinds = self._kinds.copy()
+        known, found = self._kinds.copy(), set()
+        near = [text for text in texts if (known[ord(text[0])] | known[ord(text[-1])]) & edge]
         model.ignore_merges = False
         try:
             for text in near:
-                from zhllama.tokenizer.byte_level import spelt
-
+                if any("\udc80" <= char < "\udd00" for char in text):
+                    continue
                 if len(model.tokenize(spelt(text.encode()))) > 1:
-                    kinds[[ord(text[0]), ord(text[-1])]] &= ~np.uint8(_UNCASED | _POINT)
+                    self._kinds[ord(text[0])] |= _FIRST
+                    self._kinds[ord(text[-1])] |= _LAST
+                    found.add(text.encode("utf-32-le"))
         finally:
             model.ignore_merges = True
-        return kinds
+        return found
 
     def _forget(self) -> None:
         self._numbers: dict[bytes, int] = {}
@@ -139,7 +152,7 @@ class ByteSegments:
     def _begins(self, codes: np.ndarray) -> np.ndarray:
         """bool [characters]: whether a segment begins there."""
         kinds = self._kinds[codes]
-        some = kinds != 0
+        some = (kinds & _SURE) != 0
         a, b = kinds[:-1], kinds[1:]
         begins = np.zeros(len(codes), bool)
         cut = begins[1:]
@@ -149,7 +162,8 @@ class ByteSegments:
         cut |= ((a & _LETTER) != 0) & ((b & _POINT) != 0)
         cut[1:] |= some[:-2] & line[1:-1] & some[2:]
         # inside a pretoken, or perhaps
-        at = np.flatnonzero(((a & (_UNCASED | _POINT)) != 0) & ((b & _UNCASED) != 0))
+        within = ((a & (_UNCASED | _POINT)) != 0) & ((b & _UNCASED) != 0) & ((a & _LAST) == 0) & ((b & _FIRST) == 0)
+        at = np.flatnonzero(within)
         left, right = codes[at], codes[at + 1]
         joined = np.zeros(len(at), bool)
         for one in (left, _edge(left, last=True)):
@@ -159,16 +173,42 @@ class ByteSegments:
         return begins
 
     def _learn(self, segments: list[bytes]) -> None:
-        texts = [segment.decode("utf-32-le") for segment in segments]
-        found = [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        counts = np.fromiter(map(len, found), np.int64, len(found))
-        ids = np.fromiter((index for ids in found for index in ids), np.int32, counts.sum())
+        ids, counts = self._encoded(segments)
         known, begin = len(self._numbers), len(self._ids)
         self._numbers.update(zip(segments, range(known, known + len(segments)), strict=True))
         self._bytes += sum(map(len, segments))
         self._ids = np.concatenate([self._ids, ids])
         self._firsts = np.concatenate([self._firsts, begin + counts.cumsum() - counts])
         self._counts = np.concatenate([self._counts, counts])
+
+    def _encoded(self, segments: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Letters (and a mark before them) are within one pretoken, and merged here; the library does all else."""
+        sizes = np.fromiter(map(len, segments), np.int64, len(segments)) >> 2
+        codes = np.frombuffer(b"".join(segments), "<u4")
+        kinds = self._kinds[codes] if self._cuts else np.zeros(len(codes), np.uint8)
+        starts = sizes.cumsum() - sizes
+        letter = (kinds & _UNCASED) != 0
+        if self._taken:
+            marks = starts[sizes > 1]
+            letter[marks] |= (kinds[marks] & _POINT) != 0
+        plain = np.logical_and.reduceat(letter, starts)
+        if self._unmade:
+            plain &= ~np.fromiter(map(self._unmade.__contains__, segments), bool, len(segments))
+        chosen = codes[plain.repeat(sizes)]
+        content = np.frombuffer(chosen.tobytes().decode("utf-32-le").encode(), np.uint8)
+        if not self._merges.knows(content).all():
+            plain[:], chosen, content = False, codes[:0], content[:0]
+        wide = 1 + (chosen >= 0x80).astype(np.int64) + (chosen >= 0x800)
+        owners = np.arange(plain.sum()).repeat(sizes[plain])
+        mine, lengths = self._merges.encode(content, np.bincount(owners, wide, plain.sum()).astype(np.int64))
+        texts = [segments[at].decode("utf-32-le") for at in np.flatnonzero(~plain)]
+        found = [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        counts = np.zeros(len(segments), np.int64)
+        counts[plain], counts[~plain] = lengths, [len(one) for one in found]
+        ids = np.zeros(counts.sum(), np.int32)
+        ours = plain.repeat(counts)
+        ids[ours], ids[~ours] = mine, [index for one in found for index in one]
+        return ids, counts
 
 
 def _edge(codes: np.ndarray, last: bool) -> np.ndarray:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from zhllama.errors import InputError
-from zhllama.tokenizer.byte_level import BYTE_OF, ByteLevelEncoder, spelt
+from zhllama.tokenizer.byte_alphabet import BYTE_OF, spelt
+from zhllama.tokenizer.byte_level import ByteLevelEncoder
 from zhllama.tokenizer.effective_model import CONFIG, FAST
 from zhllama.tokenizer.gguf_tokenizer import PRE, byte_level_json, pre_of
 from zhllama.tokenizer.sentencepiece_model import TOKENIZER_MODEL

@@ -10,7 +10,7 @@ import pytest
 from tests.zhllama.tokenizer.byte_level_models import trained
 from tests.zhllama.tokenizer.test_gguf_tokenizer import LINES, ids_of
 from zhllama.errors import InputError
-from zhllama.tokenizer.byte_level import spelt
+from zhllama.tokenizer.byte_alphabet import spelt
 from zhllama.tokenizer.gguf_tokenizer import PRE
 from zhllama.tokenizer.tiktoken_file import (
     ends_of,
