@@ -1,10 +1,10 @@
 """Log-losses of a model: of text, and of the answers to instructions and exams, as report.json has them.
 
-Text: a document is BOS + its ids; every id but BOS is scored once, EOS is not there. One longer than the model's
-positions is cut into windows that begin with BOS. Bits per byte = summed log-loss / UTF-8 bytes / ln 2, comparable
-across vocabularies; next-token accuracy is not. A tokenizer without byte fallback hides what it cannot spell behind one
-unknown piece: that counts as so many tokens as it hides bytes, each of 8 bits more and never foretold, as with a model
-that knows nothing of them.
+Text: a document is BOS (EOS, where the tokenizer puts no BOS) + its ids; every id but that is scored once, and no EOS
+follows. One longer than the positions is cut into windows that begin so. Bits per byte = summed log-loss / UTF-8
+bytes / ln 2, comparable across vocabularies; next-token accuracy is not. A tokenizer without byte fallback hides what
+it cannot spell behind one unknown piece: that counts as so many tokens as it hides bytes, each of 8 bits more and never
+foretold, as with a model that knows nothing of them.
 
 Answers: the model's own prompt, then the answer's ids as training has them and what ends it (nothing behind an exam's
 letter: text goes on there). The greatest summed log-likelihood wins; all choices are scored in one row behind one
@@ -39,7 +39,7 @@ def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> dict[st
     encoded = loaded.encoder.encode_batch(texts)
     room = loaded.positions - 1
     windows = [
-        [loaded.encoder.bos, *ids[start : start + room]] for ids in encoded for start in range(0, len(ids), room)
+        [*loaded.encoder.context, *ids[start : start + room]] for ids in encoded for start in range(0, len(ids), room)
     ]
     loss, hits = 0.0, 0
     with torch.inference_mode(), Progress(title, sum(map(len, windows)), "tokens") as bar:

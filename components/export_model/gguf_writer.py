@@ -18,8 +18,8 @@ from zhllama.errors import InputError
 from zhllama.models.rope import DEFAULT
 from zhllama.progress import Progress
 from zhllama.storage.private import temporary_folder
-from zhllama.tokenizer.sentencepiece_model import parse_model
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.encoder import Encoder
+from zhllama.tokenizer.gguf_tokenizer import tokenizer_fields
 from zhllama.weights.chat_template import Template, chosen, without_markers
 from zhllama.weights.meta_format import unpermute
 from zhllama.weights.model_card import Origin, origin_of
@@ -133,7 +133,7 @@ class GgufModel:
         if rope.kind == "yarn":
             writer.add_rope_scaling_orig_ctx_len(rope.settings["original_max_position_embeddings"])
         writer.add_vocab_size(model.encoder.size)
-        add_tokenizer(writer, model.encoder, self.chat_template)
+        add_tokenizer(writer, model.encoder, self.chat_template, model.where)
         if self.further:
             # llama.cpp knows of one more end by its id, and of the usual ones by their text
             writer.add_eot_token_id(self.further[0])
@@ -202,24 +202,13 @@ def write_gguf(plan: GgufModel, precision: str, sink: Sink) -> None:
             sink.write(b"\0" * (_padded(written) - written))
 
 
-def add_tokenizer(writer: Any, encoder: Encoder, chat_template: Template) -> None:
-    """SentencePiece's pieces as they are: GGUF's token types are SentencePiece's numbers."""
-    proto = parse_model(encoder.model)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([piece.piece.encode() for piece in proto.pieces])
-    writer.add_token_scores([piece.score for piece in proto.pieces])
-    writer.add_token_types([piece.type for piece in proto.pieces])
-    writer.add_bos_token_id(encoder.bos)
-    writer.add_eos_token_id(encoder.eos)
-    writer.add_unk_token_id(proto.trainer_spec.unk_id)
-    if encoder.named_pad is not None:
-        writer.add_pad_token_id(encoder.named_pad)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
-    writer.add_add_space_prefix(proto.normalizer_spec.add_dummy_prefix)
-    writer.add_remove_extra_whitespaces(proto.normalizer_spec.remove_extra_whitespaces)
-    writer.add_chat_template(chat_template)
+def add_tokenizer(writer: Any, encoder: Encoder, chat_template: Template | None, where: str) -> None:
+    """Pieces, types, scores or merges, and special ids, as they are."""
+    kinds = {bool: "bool", int: "uint32", str: "string", list: "array"}
+    for name, value in tokenizer_fields(encoder, where).items():
+        getattr(writer, f"add_{kinds[type(value)]}")(name, value)
+    if chat_template:
+        writer.add_chat_template(chat_template)
 
 
 def _padded(count: int) -> int:

@@ -4,6 +4,7 @@ Memory: one tensor, its cut copy, and the upload buffers of the shards. Names an
 Rows that only pad the vocabulary are left out, since Meta's programs take its size from the tokenizer.
 """
 
+import json
 import math
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,6 +17,9 @@ from zhllama.errors import InputError
 from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.models.llama import LLAMA
 from zhllama.progress import Progress, human
+from zhllama.tokenizer.byte_level import ByteLevelEncoder
+from zhllama.tokenizer.tiktoken_file import beside as tiktoken_names
+from zhllama.tokenizer.tiktoken_file import tiktoken_file_of
 from zhllama.weights import meta_format as meta
 from zhllama.weights.chat_template import CONFIG as TOKENIZER_CONFIG
 from zhllama.weights.chat_template import chosen
@@ -34,11 +38,18 @@ def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
     exported = open_model(model)
     if (kind := exported.architecture) is not LLAMA:
         raise InputError(f"{exported.where}: a {kind.title} model, and Meta's format holds {LLAMA.title} models alone")
-    require_rope(exported, "Meta's format", ("default",))
+    require_rope(exported, "Meta's format", ("default", "llama3"))
     params = _params(exported)
     if (width := exported.config.get("head_dim", params.head_dim)) != params.head_dim:
         raise InputError(f"{exported.where}: config.json has head_dim={width}, which Meta's format cannot say")
     places = tuple(meta.places(params.n_layers, params.n_heads, params.kv_heads))
+    encoder, beside = exported.encoder, {}
+    if isinstance(encoder, ByteLevelEncoder):
+        tokenizer, beside = tiktoken_file_of(json.loads(encoder.content), exported.where), tiktoken_names(encoder)
+        # Llama 3's program cuts its embedding by rows
+        places = tuple(replace(place, axis=0) if place.hf == EMBEDDING else place for place in places)
+    else:
+        tokenizer = encoder.files()[meta.TOKENIZER]
     if more := {place.hf for place in LLAMA.places(exported.config)} - {place.hf for place in places}:
         raise InputError(f"{exported.where}: it has {min(more)}, for which Meta's format has no place")
     count = shards or META_SHARDS.get(params.dim, 1)
@@ -69,9 +80,9 @@ def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
         for stream in streams:
             stream.close()
     out.add_bytes(meta.PARAMS, with_width(params, exported.config["intermediate_size"]).to_json())
-    out.add_bytes(meta.TOKENIZER, exported.encoder.model)
+    out.add_bytes(meta.TOKENIZER, tokenizer)
     # no program of Meta's reads these two; convert_weights does, so that template and ends come back
-    out.add_json(TOKENIZER_CONFIG, {"chat_template": chosen(model)[0]})
+    out.add_json(TOKENIZER_CONFIG, {**beside, "chat_template": chosen(model)[0]})
     out.add_json(GENERATION, ids_of(exported.checkpoint, exported.encoder).generation({}))
     out.add_bytes(meta.SUMS, "".join(f"{file.sha256}  {file.path}\n" for file in out.files).encode())
 
@@ -84,11 +95,18 @@ def write_meta(model: Artifact, shards: int, out: ArtifactWriter) -> None:
 
 
 def _params(model: Exported) -> MetaParams:
-    config = model.config
-    return MetaParams(
+    config, rope = model.config, model.rope
+    params = MetaParams(
         config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"],
-        config.get("rms_norm_eps", 1e-6), n_kv_heads=config.get("num_key_value_heads"), rope_theta=model.rope.theta,
+        config.get("rms_norm_eps", 1e-6), n_kv_heads=config.get("num_key_value_heads"), rope_theta=rope.theta,
+        use_scaled_rope=rope.kind == "llama3",
     )  # fmt: skip
+    if (params.rope_scaling or {}).get("factor") != rope.settings.get("factor"):
+        params = replace(params, rope_scaling_factor=rope.settings["factor"])
+    if params.use_scaled_rope and {"rope_type": rope.kind, **rope.settings} != params.rope_scaling:
+        said = f"its llama3 rope is {dict(rope.settings)}, and Meta's format knows Llama 3.1's alone ({meta.SCALED})"
+        raise InputError(f"{model.where}: {said}")
+    return params
 
 
 def _parts(model: Exported, place: Place, count: int) -> list[tuple[int, ...]]:

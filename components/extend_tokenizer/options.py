@@ -11,15 +11,16 @@ Init = Literal["piece-mean", "mean", "normal"]
 
 @dataclass(frozen=True, kw_only=True)
 class ExtendTokenizer(StageOptions):
-    """Extend LLaMA's vocabulary and model by the pieces of Chinese SentencePiece models."""
+    """Extend a model and its vocabulary: by the pieces of Chinese SentencePiece models, or continued merges."""
 
     cache_version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
 
     model: Ref
-    """Reference to the model to extend: a Hugging Face model with its tokenizer.model."""
+    """Reference to the model to extend: a Hugging Face model with its tokenizer."""
     chinese_tokenizer: Refs = ""
-    """References to Chinese SentencePiece models, comma-separated, appended in turn. Without one, only [PAD] is."""
+    """References to Chinese SentencePiece models, comma-separated, appended in turn; of a byte-level model, to what
+    train_tokenizer --base made of its tokenizer. Without one, only [PAD] is appended."""
     scores: Scores = "distinct"
     """distinct: one apart, so that all engines merge alike. zero: the recipe's, for adapters that were made with it."""
     pieces: Pieces = "han"

@@ -32,7 +32,6 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
     from zhllama.weights.merge_plan import nothing_changed, plan_merge
     from zhllama.weights.model_config import model_config
     from zhllama.weights.safetensors_io import Checkpoint
@@ -77,7 +76,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         ids = special_ids(encoder, given_settings, checkpoint.where)
         write_settings(out, settings, given_settings.get(GENERATION, {}), ids)
         positions = int(settings.get("max_position_embeddings", 2048))
-        for name, content in tokenizer_files(encoder.model, positions, template).items():
+        for name, content in encoder.files(positions, template).items():
             out.add_bytes(name, content)
         out.facts["chat_template"] = why
     else:

@@ -15,7 +15,7 @@ from pipelines.sizes import Size
 from zhllama.data.packed import token_type
 from zhllama.errors import InputError
 from zhllama.stage.options import option_of
-from zhllama.tokenizer.vocabulary import RECIPE_SIZES
+from zhllama.tokenizer.encoder import RECIPE_SIZES
 from zhllama.training.options import TrainingOptions, deepspeed_settings
 
 HALF = 2

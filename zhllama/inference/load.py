@@ -68,8 +68,8 @@ class LoadedModel:
         return self.encoder.eos if self.encoder.pad is None else self.encoder.pad
 
     def prompt_ids(self, text: str) -> list[int]:
-        """BOS and the ids of a prompt, as training gives them."""
-        return [self.encoder.bos, *self.encoder.encode(text)]
+        """BOS and the ids of a prompt, as training gives them; of an empty one what any text may follow."""
+        return [*self.encoder.begin, *self.encoder.encode(text)] or self.encoder.context
 
 
 def load_model(

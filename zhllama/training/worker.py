@@ -32,11 +32,9 @@ from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
 from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.effective_model import DESCRIBED
-from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 from zhllama.tokenizer.prompt import BY_TEMPLATE, RECIPE
-from zhllama.tokenizer.sentencepiece_model import TOKENIZER_MODEL
 from zhllama.tokenizer.special_ids import special_ids
-from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.tokenizer.vocabulary import TOKENIZER_FILES, Encoder, load_encoder
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
 from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
@@ -182,7 +180,7 @@ def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder
         prompt = taught(before[0]) if before else None
         template, why = chosen(inputs.model, before)
     positions = model_config(Checkpoint(inputs.model)).get("max_position_embeddings", 2048)
-    for name, content in tokenizer_files(encoder.model, positions, template).items():
+    for name, content in encoder.files(positions, template).items():
         out.add_bytes(name, content)
     out.facts |= {PROMPT_FACT: prompt.name if prompt else "", "chat_template": why}
     if prompt and BY_TEMPLATE.get(default_of(template_in(inputs.model, "--model"))) is not prompt:
@@ -198,7 +196,7 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     if HEAD in checkpoint.tensors and is_tied(checkpoint):
         trained = trained | {HEAD: trained[EMBEDDING]}
     rewritten = {checkpoint.info(name).file for name in trained}
-    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, GENERATION, README, TOKENIZER_MODEL, *DESCRIBED)
+    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, GENERATION, README, *TOKENIZER_FILES, *DESCRIBED)
     ours = {*rewritten, *own, *terms_in(inputs.model)}
     for name in inputs.model.names:
         if name not in ours and not is_template(name):

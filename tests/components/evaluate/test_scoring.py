@@ -12,8 +12,8 @@ from zhllama.inference.generate import answer
 from zhllama.inference.load import LoadedModel
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.prompt import DEFAULT, PROMPTS, RECIPE, Prompt, question_of
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import parse_model
-from zhllama.tokenizer.vocabulary import Encoder
 
 
 def plain_log_probs(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Any:
@@ -68,7 +68,7 @@ def without_bytes(loaded: LoadedModel) -> LoadedModel:
     proto.trainer_spec.byte_fallback = False
     for piece in proto.pieces:
         piece.type = 1 if piece.type == 6 else piece.type
-    return dataclasses.replace(loaded, encoder=Encoder(proto.SerializeToString()))
+    return dataclasses.replace(loaded, encoder=SentencePieceEncoder(proto.SerializeToString()))
 
 
 def test_bytes_that_a_tokenizer_cannot_spell_cost_eight_bits_each(without_bytes: LoadedModel, caplog: Any) -> None:

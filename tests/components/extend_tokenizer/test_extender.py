@@ -321,10 +321,10 @@ def broken_model(tmp_path, llama_tokenizer, fault):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("rows", r"tokenizer\.model has 800 pieces and \S+ 700 rows"),
-        ("tokenizer", "no tokenizer.model in it .*as LLaMA 3 has it.*: byte-level tokenizers are not supported"),
+        ("rows", r"its tokenizer has 800 pieces and \S+ 700 rows"),
+        ("tokenizer", "no tokenizer.model in it, and no tokenizer.json with a vocabulary; give a tokenizer"),
         ("junk", "not a SentencePiece model"),
-        ("llama 3", "a byte-level BPE tokenizer as LLaMA 3's .* is not supported, give a model of LLaMA 1's or 2's"),
+        ("llama 3", "a byte-level BPE tokenizer as LLaMA 3's .*; give a model with its tokenizer.json"),
         ("config", "no config.json in it"),
         ("json", "config.json is no JSON object"),
         ("weights", "no model.safetensors"),
