@@ -50,6 +50,8 @@ def shown_block(dataset: PackedDataset, index: int, encoder: Encoder) -> list[Sh
         ends = ids[end - 1] == encoder.eos
         first = start + len(encoder.begin) * begins
         body, prompt = ids[first : end - ends], learned_from - first
+        if encoder.bos is None and prompt == 1:  # the first id, which nothing foretells, is no prompt
+            prompt = 0
         masked, whole = encoder.decode(body[:prompt]), encoder.decode(body)
         # a part decoded alone loses the space it begins with, so the rest is taken from the whole
         learned = whole[len(masked) :] if whole.startswith(masked) else encoder.decode(body[prompt:])
