@@ -167,6 +167,6 @@ def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple[tor
     ).last_hidden_state
     at = torch.tensor([(number, place) for number, row in enumerate(rows) for place in row.at], device=device)
     targets = torch.tensor([target for row in rows for target in row.targets])
-    log_probs, hit = log_probs_of(loaded, hidden[at[:, 0], at[:, 1]], targets)
+    found = log_probs_of(loaded, hidden[at[:, 0], at[:, 1]], targets)
     counts = [len(row.targets) for row in rows]
-    return zip(log_probs.split(counts), hit.split(counts))
+    return zip(found.log_probs.split(counts), found.likeliest.split(counts))

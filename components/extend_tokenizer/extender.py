@@ -4,11 +4,13 @@ Only the file with embed_tokens and lm_head is written, streaming; the others ar
 32,000 → 49,954 pieces × 4096 take seconds and one old table of memory; resize_token_embeddings took minutes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.extend_tokenizer.embedding_rows import new_rows
+from components.extend_tokenizer.measure import measure, texts_of
 from components.extend_tokenizer.options import ExtendTokenizer
 from components.extend_tokenizer.pieces import extended, splits, unreachable
 from zhllama import storage
@@ -16,6 +18,7 @@ from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
+from zhllama.stage.options import split_references
 from zhllama.tokenizer.prompt import DEFAULT
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, Vocabulary, load_encoder, mixtures, tokenizer_model_in
@@ -28,12 +31,17 @@ from zhllama.weights.safetensors_io import INDEX, Checkpoint, SafetensorsStream,
 from zhllama.weights.settings import read_settings, write_settings
 from zhllama.weights.ties import is_tied
 
+if TYPE_CHECKING:
+    import torch
+
 SHOWN = 20
 """Pieces that the manifest shows of those it counts."""
 
 
 def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
+    import torch
+
     from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 
     model = inputs["model"].require_kind("hf-model", option="--model")
@@ -54,6 +62,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         padding_multiple=config.pad_to_multiple_of,
     )
 
+    texts = texts_of(split_references(config.measure), inputs.all("measure"))
     weights = [info for name, info in checkpoint.tensors.items() if name not in (EMBEDDING, HEAD)]
     row_bytes = sum(checkpoint.info(table).length // checkpoint.info(table).shape[0] for table in tables)
     storage.require_room(out.root, sum(info.length for info in weights) + vocabulary.rows * row_bytes)
@@ -67,7 +76,8 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     ids = special_ids(encoder, given, checkpoint.where)
     sizes = {"vocab_size": vocabulary.rows, "tie_word_embeddings": vocabulary.tied}
     write_settings(out, settings | sizes, given.get(GENERATION, {}), ids)
-    _write_weights(out, checkpoint, vocabulary, splits(base.model, extension.appended), config)
+    new = splits(base.model, extension.appended)
+    _write_weights(out, checkpoint, vocabulary, new, config)
 
     made = f"A LLaMA model whose vocabulary was extended by {len(extension.appended):,} pieces, not yet trained."
     write_card(out, model, made, {"Vocabulary": f"{encoder.size:,} pieces", "Chat template": why})
@@ -85,6 +95,9 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         "chat_template": why,
         "parity": {"lines": len(lines), "differ": differ},
     }
+    if texts:
+        rows = {name: torch.cat(list(chunks)) for name, chunks in _tables(checkpoint, vocabulary, new, config)}
+        out.facts["measured"] = measure(model, texts, encoder, rows)
     said = [
         (extension.completing, f", {len(extension.completing)} of them so that merges reach others"),
         (extension.dropped, f", {len(extension.dropped)} dropped that merges cannot reach"),
@@ -116,12 +129,8 @@ def _write_weights(
     out: ArtifactWriter, checkpoint: Checkpoint, vocabulary: Vocabulary, new: list[list[int]], config: ExtendTokenizer
 ) -> None:
     """The embeddings with their new rows into a file of their own; every other tensor as it is; the index."""
-    import torch
-
-    generator = torch.Generator().manual_seed(config.seed)
     tables = {name: checkpoint.info(name) for name in ([EMBEDDING] if vocabulary.tied else [EMBEDDING, HEAD])}
     declared = {name: (info.dtype, (vocabulary.rows, *info.shape[1:])) for name, info in tables.items()}
-    filling: list[list[int]] = [[]] * (vocabulary.rows - vocabulary.size)
     # a tied model may still carry an lm_head, which nobody reads: it is left behind
     rest = {name: info for name, info in checkpoint.tensors.items() if name not in (EMBEDDING, HEAD)}
     files = sorted({info.file for info in rest.values()})
@@ -132,14 +141,11 @@ def _write_weights(
     with Progress("extending", sum(info.length for info in checkpoint.tensors.values())) as bar:
         with out.writer(embeddings_file) as stream:
             tensors = SafetensorsStream(stream, declared)
-            for name, info in tables.items():
-                old = checkpoint.read(name, 0, vocabulary.size - len(new))
-                # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
-                unused = new_rows(old, filling, "mean", generator)
-                for rows in chain([old], new_rows(old, new, config.init, generator), unused):
+            for name, chunks in _tables(checkpoint, vocabulary, new, config):
+                for rows in chunks:
                     tensors.write(name, rows)
-                written += vocabulary.rows * old[0].nbytes
-                bar.advance(info.length)
+                written += vocabulary.rows * rows[0].nbytes
+                bar.advance(tables[name].length)
             tensors.close()
         for number, file in enumerate(files, 2):
             kept, target = {name: info for name, info in rest.items() if info.file == file}, shard_file(number, count)
@@ -156,3 +162,18 @@ def _write_weights(
             written += size_kept
             bar.advance(size_kept)
     out.add_bytes(INDEX, index_json(place_of, written))
+
+
+def _tables(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, new: list[list[int]], config: ExtendTokenizer
+) -> Iterator[tuple[str, Iterator["torch.Tensor"]]]:
+    """Each table's name and its rows in chunks: the old ones, the new ones, and those that only fill it up."""
+    import torch
+
+    generator = torch.Generator().manual_seed(config.seed)
+    filling: list[list[int]] = [[]] * (vocabulary.rows - vocabulary.size)
+    for name in [EMBEDDING] if vocabulary.tied else [EMBEDDING, HEAD]:
+        old = checkpoint.read(name, 0, vocabulary.size - len(new))
+        # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
+        unused = new_rows(old, filling, "mean", generator)
+        yield name, chain([old], new_rows(old, new, config.init, generator), unused)
