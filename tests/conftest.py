@@ -199,3 +199,26 @@ def extended_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, ch
         store=str(folder / "store"), model=tiny_model, chinese_tokenizer=str(folder / "tokenizer.model")
     )
     return run_stage(options, extend_tokenizer).reference
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_model: str) -> Any:
+    """The tiny model, as evaluate and generate load it."""
+    from tests.loaded_model import load_model
+
+    return load_model(tiny_model)
+
+
+@pytest.fixture
+def without_bytes(loaded: Any) -> Any:
+    """The model with its tokenizer bereft of byte fallback: Chinese is one unknown piece to it."""
+    import dataclasses
+
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
+    from zhllama.tokenizer.sentencepiece_model import parse_model
+
+    proto = parse_model(loaded.encoder.model)
+    proto.trainer_spec.byte_fallback = False
+    for piece in proto.pieces:
+        piece.type = 1 if piece.type == 6 else piece.type
+    return dataclasses.replace(loaded, encoder=SentencePieceEncoder(proto.SerializeToString()))

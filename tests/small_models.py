@@ -50,9 +50,9 @@ def model_of(kind: str, **more: Any) -> Any:
 
 def save(folder: Path, kind: str, tokenizer: bytes, **more: Any) -> Path:
     """As save_pretrained leaves it, in float16, with this tokenizer.model."""
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
     model_of(kind, **more).half().save_pretrained(folder)
-    for name, content in tokenizer_files(tokenizer, 256).items():
+    for name, content in SentencePieceEncoder(tokenizer).files(256).items():
         (folder / name).write_bytes(content)
     return folder

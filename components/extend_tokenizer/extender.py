@@ -4,13 +4,14 @@ Only the file with embed_tokens and lm_head is written, streaming; the others ar
 32,000 → 49,954 pieces × 4096 take seconds and one old table of memory; resize_token_embeddings took minutes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from components.extend_tokenizer.byte_level import extended_byte_level
 from components.extend_tokenizer.embedding_rows import new_rows
+from components.extend_tokenizer.measure import measure, texts_of
 from components.extend_tokenizer.options import ExtendTokenizer
 from components.extend_tokenizer.pieces import extended_sentencepiece
 from zhllama import storage
@@ -20,6 +21,7 @@ from zhllama.models import architecture
 from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
+from zhllama.stage.options import split_references
 from zhllama.tokenizer.byte_level import ByteLevelEncoder
 from zhllama.tokenizer.prompt import DEFAULT
 from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
@@ -33,9 +35,13 @@ from zhllama.weights.safetensors_io import INDEX, Checkpoint, SafetensorsStream,
 from zhllama.weights.settings import read_settings, write_settings
 from zhllama.weights.ties import is_tied
 
+if TYPE_CHECKING:
+    import torch
+
 
 def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the extended model. InputError for models or tokenizers that do not fit or give nothing new."""
+    import torch
 
     model = inputs["model"].require_kind("hf-model", option="--model")
     base = load_encoder(model, "--model")
@@ -61,6 +67,7 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
         padding_multiple=padding_multiple(encoder.size, rows) if rows == spare else config.pad_to_multiple_of,
     )
 
+    texts = texts_of(split_references(config.measure), inputs.all("measure"))
     weights = [info for name, info in checkpoint.tensors.items() if name not in (EMBEDDING, HEAD)]
     row_bytes = sum(checkpoint.info(table).length // checkpoint.info(table).shape[0] for table in tables)
     storage.require_room(out.root, sum(info.length for info in weights) + vocabulary.rows * row_bytes)
@@ -84,6 +91,10 @@ def extend_tokenizer(config: ExtendTokenizer, inputs: Inputs, out: ArtifactWrite
     lines = probe(extension.texts, config.seed)
     differ = differing(files, encoder, lines)
     out.facts = extension.facts | {"chat_template": why, "parity": {"lines": len(lines), "differ": differ}}
+    if texts:
+        tables_now = _tables(checkpoint, vocabulary, extension.splits, config)
+        tables_of = {name: torch.cat(list(chunks)) for name, chunks in tables_now}
+        out.facts["measured"] = measure(model, texts, encoder, tables_of)
     said = [
         (vocabulary.rows > encoder.size, f" in {vocabulary.rows:,} rows"),
         (differ, f", fast tokenizer differs on {differ} of {len(lines)} probe lines"),
@@ -113,13 +124,8 @@ def _write_weights(
     out: ArtifactWriter, checkpoint: Checkpoint, vocabulary: Vocabulary, new: list[list[int]], config: ExtendTokenizer
 ) -> None:
     """The embeddings with their new rows into a file of their own; every other tensor as it is; the index."""
-    import torch
-
-    generator = torch.Generator().manual_seed(config.seed)
     tables = {name: checkpoint.info(name) for name in ([EMBEDDING] if vocabulary.tied else [EMBEDDING, HEAD])}
     declared = {name: (info.dtype, (vocabulary.rows, *info.shape[1:])) for name, info in tables.items()}
-    here = checkpoint.info(EMBEDDING).shape[0]
-    filling: list[list[int]] = [[]] * (vocabulary.rows - max(vocabulary.size, here))
     # a tied model may still carry an lm_head, which nobody reads: it is left behind
     rest = {name: info for name, info in checkpoint.tensors.items() if name not in (EMBEDDING, HEAD)}
     files = sorted({info.file for info in rest.values()})
@@ -130,15 +136,11 @@ def _write_weights(
     with Progress("extending", sum(info.length for info in checkpoint.tensors.values())) as bar:
         with out.writer(embeddings_file) as stream:
             tensors = SafetensorsStream(stream, declared)
-            for name, info in tables.items():
-                old = checkpoint.read(name, 0, vocabulary.size - len(new))
-                # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
-                unused = new_rows(old, filling, "mean", generator)
-                spare = [checkpoint.read(name, vocabulary.size)] if here > vocabulary.size else []
-                for rows in chain([old], new_rows(old, new, config.init, generator), spare, unused):
+            for name, chunks in _tables(checkpoint, vocabulary, new, config):
+                for rows in chunks:
                     tensors.write(name, rows)
-                written += vocabulary.rows * old[0].nbytes
-                bar.advance(info.length)
+                written += vocabulary.rows * rows[0].nbytes
+                bar.advance(tables[name].length)
             tensors.close()
         for number, file in enumerate(files, 2):
             kept, target = {name: info for name, info in rest.items() if info.file == file}, shard_file(number, count)
@@ -155,3 +157,20 @@ def _write_weights(
             written += size_kept
             bar.advance(size_kept)
     out.add_bytes(INDEX, index_json(place_of, written))
+
+
+def _tables(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, new: list[list[int]], config: ExtendTokenizer
+) -> Iterator[tuple[str, Iterator["torch.Tensor"]]]:
+    """Each table's name and its rows in chunks: old ones, new ones, spare ones as they were, those that fill it up."""
+    import torch
+
+    generator = torch.Generator().manual_seed(config.seed)
+    here = checkpoint.info(EMBEDDING).shape[0]
+    filling: list[list[int]] = [[]] * (vocabulary.rows - max(vocabulary.size, here))
+    for name in [EMBEDDING] if vocabulary.tied else [EMBEDDING, HEAD]:
+        old = checkpoint.read(name, 0, vocabulary.size - len(new))
+        spare = [checkpoint.read(name, vocabulary.size)] if here > vocabulary.size else []
+        # the mean of all rows has an average logit; that of a row of zeros, 0, is often the highest
+        unused = new_rows(old, filling, "mean", generator)
+        yield name, chain([old], new_rows(old, new, config.init, generator), spare, unused)

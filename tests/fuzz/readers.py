@@ -486,7 +486,7 @@ def _packed() -> tuple[Manifest, dict[str, bytes]]:
     from zhllama.artifacts.writer import ArtifactWriter
     from zhllama.data.packed import KIND, TRAIN, Blocks, PackedWriter, Segments, packed_facts
 
-    encoder = Encoder(model()["tokenizer.model"])
+    encoder = SentencePieceEncoder(model()["tokenizer.model"])
     ids, lengths = np.arange(9), np.array([3, 2, 4])
     with tempfile.TemporaryDirectory() as folder:
         out = ArtifactWriter(folder, "prepare_dataset", "key")

@@ -16,9 +16,9 @@ from tests.texts import chinese_sentences, mixed_lines
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.vocabulary import Relation, load_encoder
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import Checkpoint
 
 NEW = 60
