@@ -21,9 +21,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote
-
-from urllib3.util import make_headers, parse_url
 
 from pipelines.kubeflow.answers import Gone, NoAnswer, NotThere, Server, beyond_latin1
 from pipelines.kubeflow.connection import Connection
@@ -101,9 +98,8 @@ class Kubeflow:
         self._titles: dict[str, dict[str, str]] = {}
         self._started: set[str] = set()
         given, whose = credentials()
-        proxy, variable = proxy_to(self.address)
-        shown = f"{proxy.partition('://')[0]}://{proxy.rpartition('@')[2].rpartition('://')[2]} ({variable})"
-        self._server = Server(self.address, whose, namespace, shown if proxy else "")
+        proxy = proxy_to(self.address)
+        self._server = Server(self.address, whose, namespace, proxy.shown if proxy else "")
         authorities = authorities_for(self.address)
         with self._answers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # it warns of servers older than any it can meet
@@ -119,14 +115,13 @@ class Kubeflow:
                 namespace=namespace or "kubeflow",
                 # its HTTP client reads neither from the environment
                 ssl_ca_cert=authorities,
-                proxy=proxy or None,
+                proxy=proxy.address if proxy else None,
                 **given,
             )
             rest = self._client._healthz_api.api_client.rest_client
-            if (user := parse_url(proxy).auth if proxy else None) is not None:
-                signed = make_headers(proxy_basic_auth=unquote(user))
-                rest.pool_manager.proxy_headers.update(signed)
-                rest.pool_manager.connection_pool_kw["_proxy_headers"] = signed
+            if proxy and proxy.headers:
+                rest.pool_manager.proxy_headers.update(proxy.headers)
+                rest.pool_manager.connection_pool_kw["_proxy_headers"] = proxy.headers
             rest.pool_manager = Connection(rest.pool_manager, self._server)
         try:
             with self._answers():

@@ -9,11 +9,11 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from urllib3.exceptions import LocationParseError
-from urllib3.util import parse_url
+from urllib3.util import make_headers, parse_url
 
 from pipelines.kubeflow.answers import AUTHORITIES
 from zhllama.errors import InputError
@@ -65,18 +65,38 @@ class _TokenFile:
         config.api_key["authorization"] = self.read()
 
 
-def proxy_to(address: str) -> tuple[str, str]:
-    """The proxy to that address, and its variable (HTTPS_PROXY, HTTP_PROXY; NO_PROXY); none to this machine itself."""
+@dataclass(frozen=True)
+class Proxy:
+    """One of HTTP, whole, as the variable names it."""
+
+    address: str
+    variable: str
+
+    @property
+    def shown(self) -> str:
+        """Without its password."""
+        scheme, _, rest = self.address.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]} ({self.variable})"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """By which it knows the user that its address names; kfp's client passes over him."""
+        user = parse_url(self.address).auth
+        return {} if user is None else make_headers(proxy_basic_auth=unquote(user))
+
+
+def proxy_to(address: str) -> Proxy | None:
+    """The proxy to that address (HTTPS_PROXY, HTTP_PROXY; NO_PROXY); none to this machine itself."""
     try:
         found = urlsplit(address)
         host = found.hostname or ""
     except ValueError as error:
         raise InputError(f"--host {address}: {error}; write the whole address, as https://kfp.example.com") from error
     if host in ("localhost", "127.0.0.1", "::1") or proxy_bypass(host):
-        return "", ""
+        return None
     proxy, name = getproxies().get(found.scheme, ""), f"{found.scheme.upper()}_PROXY"
     if not proxy:
-        return "", ""
+        return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
     try:
         known = parse_url(proxy)
@@ -84,7 +104,7 @@ def proxy_to(address: str) -> tuple[str, str]:
         known = None
     if known is None or known.scheme not in ("http", "https") or not known.host:
         raise InputError(f"{name}: it names no proxy of HTTP; write http://host:port, or unset it")
-    return proxy, name
+    return Proxy(proxy, name)
 
 
 def authorities_for(address: str) -> str | None:
