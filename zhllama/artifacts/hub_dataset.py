@@ -57,7 +57,6 @@ def open_hub_dataset(address: str, where: str) -> Artifact:
     from huggingface_hub import HfApi
 
     asked = HubDataset.parse(address)
-    bound_hub()
 
     def commit() -> str:
         with _mapped(where):
@@ -72,7 +71,6 @@ def hub_rows(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
     """The rows of a dataset that `open_hub_dataset` opened, in order, as they arrive."""
     import datasets
 
-    bound_hub()
     asked = HubDataset.parse(artifact.root)
     with _mapped(artifact.root):
         try:
@@ -89,10 +87,12 @@ def hub_rows(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
 
 @contextmanager
 def _mapped(where: str) -> Iterator[None]:
-    """The libraries' errors as ours: what the user can mend, and a Hub that does not answer."""
+    """The libraries' errors as ours: what the user can mend, and a Hub that does not answer. What it answers has
+    bounds."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx
 
+    bound_hub()
     try:
         yield
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:

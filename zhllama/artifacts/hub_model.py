@@ -58,7 +58,6 @@ def hub_files(repository: str, revision: str | None, folder: str, where: str) ->
     """The commit, and what the Hub says of each file below a folder, by its name there. Errors as hub_errors."""
     from huggingface_hub import HfApi
 
-    bound_hub()
     with hub_errors(where):
         info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=TIMEOUT)
     prefix = f"{folder}/" if folder else ""
@@ -75,10 +74,10 @@ def hub_source(root: str, repository: str, commit: str, folder: str) -> Source:
 
         if not length:
             return
-        bound_hub()
-        url = hf_hub_url(repository, f"{folder}{name}", revision=commit)
-        headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
         with hub_errors(f"{root}/{name}"):
+            url = hf_hub_url(repository, f"{folder}{name}", revision=commit)
+            # (which asks the Hub something, too)
+            headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
             answer: Any = http_backoff("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True)
             hf_raise_for_status(answer)
         content = answer.content
@@ -94,10 +93,11 @@ def hub_source(root: str, repository: str, commit: str, folder: str) -> Source:
 
 @contextmanager
 def hub_errors(where: str) -> Iterator[None]:
-    """Turns the hub library's exceptions into ours; `where` begins the message."""
+    """Turns the hub library's exceptions into ours; `where` begins the message. What it is answered has bounds."""
     from huggingface_hub import errors as hub
     from huggingface_hub.utils import httpx
 
+    bound_hub()
     try:
         yield
     except hub.GatedRepoError as error:
