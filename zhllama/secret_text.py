@@ -3,6 +3,7 @@ say, and for the manifests and settings of pods."""
 
 import os
 import re
+from functools import lru_cache
 
 from zhllama.mounted_secrets import READ
 
@@ -27,8 +28,9 @@ _AFTER = re.compile(
 )
 
 
+@lru_cache(maxsize=1024)
 def is_secret_name(name: str) -> bool:
-    """Whether a variable of that name holds a secret."""
+    """Whether a variable of that name holds a secret. Asked of each variable for each line of a log."""
     return _NAME.search(name) is not None and not _ITS_PLACE.search(name)
 
 
