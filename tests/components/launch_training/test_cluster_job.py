@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 import urllib3
@@ -13,7 +14,7 @@ from kubernetes.client.exceptions import ApiException
 from components.launch_training.cluster import Cluster, refused
 from components.launch_training.follower import Follower
 from components.launch_training.job_state import State
-from components.launch_training.launcher import launch_training, training_job
+from components.launch_training.launcher import training_job
 from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import fail, give_up, name_of, run, succeed, train
@@ -23,7 +24,6 @@ from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import passes
 from zhllama.kubernetes.job_kinds import PYTORCHJOB
 from zhllama.kubernetes.training_job import TrainingJob
-from zhllama.stage.run import run_stage
 
 PLAIN = {"training": ("--deepspeed", "none")}
 
@@ -38,14 +38,9 @@ def brisk(monkeypatch):
 
 
 @pytest.fixture
-def launch(tiny_model, packed_text, tmp_path):
+def launch(stage):
     """`launch(**options)`: the stage, in this process, on the cluster."""
-
-    def run_it(**options):
-        chosen = {"stage": "lora", "model": tiny_model, "dataset": packed_text, "store": str(tmp_path / "store")}
-        return run_stage(LaunchTraining(**{**chosen, "run_id": "run-7", **options}), launch_training)
-
-    return run_it
+    return partial(stage, run_id="run-7")
 
 
 # --- its end ----------------------------------------------------------------------------------------------------------

@@ -1,38 +1,24 @@
 """What befalls a job's surroundings while a launcher follows it: its namespace goes, an image comes late, a right is
 taken and given back. The answers are those of the recordings."""
 
+from functools import partial
+
 import pytest
 
-from components.launch_training.launcher import launch_training
-from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import name_of, run, succeed
 from tests.components.launch_training.replay import Clock
 from tests.kubernetes_server import Fault
 from tests.recordings import answered
 from zhllama.errors import InputError, StorageFault
-from zhllama.stage.run import run_stage
 
-
-@pytest.fixture(autouse=True)
-def brisk(monkeypatch):
-    """No test waits for a back-off; a launcher looks again at once."""
-    monkeypatch.setattr("zhllama.kubernetes.api.FIRST_WAIT", 0.01)
-    monkeypatch.setattr("components.launch_training.follower.LOOK_EVERY", 0.01)
-    for module, name in (("job_log", "WAIT"), ("follower", "REWATCH")):
-        for which in ("FIRST", "LONGEST"):
-            monkeypatch.setattr(f"components.launch_training.{module}.{which}_{name}", 0.02)
+pytestmark = pytest.mark.usefixtures("brisk")
 
 
 @pytest.fixture
-def launch(tiny_model, packed_text, tmp_path):
+def launch(stage):
     """`launch(**options)`: the stage, in this process, on the cluster."""
-
-    def run_it(**options):
-        chosen = {"stage": "lora", "model": tiny_model, "dataset": packed_text, "store": str(tmp_path / "store")}
-        return run_stage(LaunchTraining(**{**chosen, "run_id": "r", **options}), launch_training)
-
-    return run_it
+    return partial(stage, run_id="r")
 
 
 def recorded(name: str) -> Fault:
@@ -178,9 +164,9 @@ def test_a_right_that_is_away_for_a_moment_in_mid_run_ends_no_run(cluster, launc
     def operate(job) -> None:
         run(cluster, job)
         cluster.until(lambda: ": running" in caplog.text)
-        answers = iter([recorded(name)] * 6)
-        cluster.fault = lambda method, path: next(answers, None) if method == "GET" and "log" not in path else None
-        cluster.until(lambda: next(answers, None) is None)
+        cluster.fault = lambda method, path: recorded(name) if method == "GET" and "log" not in path else None
+        cluster.until(lambda: "API server refused" in caplog.text)
+        cluster.fault = lambda method, path: None
         succeed(cluster)(job)
 
     cluster.on_create = operate

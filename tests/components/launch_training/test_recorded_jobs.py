@@ -8,14 +8,13 @@ import json
 import re
 import threading
 from concurrent.futures import Future
+from functools import partial
 
 import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
 from components.launch_training.cluster import Cluster
-from components.launch_training.launcher import launch_training
-from components.launch_training.options import LaunchTraining
 from tests import golden
 from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import succeed
@@ -25,30 +24,17 @@ from tests.recordings import answered
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import call, connect
 from zhllama.kubernetes.job_kinds import PYTORCHJOB
-from zhllama.stage.run import run_stage
 
 GOLDENS = golden.GOLDENS / "launcher.json"
 
 
-@pytest.fixture(autouse=True)
-def brisk(monkeypatch):
-    """No test waits for a back-off; a launcher looks again at once."""
-    monkeypatch.setattr("zhllama.kubernetes.api.FIRST_WAIT", 0.01)
-    monkeypatch.setattr("components.launch_training.follower.LOOK_EVERY", 0.01)
-    for module, name in (("job_log", "WAIT"), ("follower", "REWATCH")):
-        for which in ("FIRST", "LONGEST"):
-            monkeypatch.setattr(f"components.launch_training.{module}.{which}_{name}", 0.02)
+pytestmark = pytest.mark.usefixtures("brisk")
 
 
 @pytest.fixture
-def launch(tiny_model, packed_text, tmp_path):
+def launch(stage):
     """`launch(**options)`: the stage, in this process, on the cluster."""
-
-    def run_it(**options):
-        chosen = {"stage": "lora", "model": tiny_model, "dataset": packed_text, "store": str(tmp_path / "store")}
-        return run_stage(LaunchTraining(**{**chosen, "run_id": "r", "attempts": 1, **options}), launch_training)
-
-    return run_it
+    return partial(stage, run_id="r", attempts=1)
 
 
 # --- recorded jobs ----------------------------------------------------------------------------------------------------

@@ -3,15 +3,14 @@
 import signal
 import time
 from datetime import datetime, timedelta
+from functools import partial
 
 import pytest
 
 from components.launch_training.cleanup import Cleanup, cleanup
-from components.launch_training.launcher import launch_training
 from components.launch_training.options import LaunchTraining
 from tests.components.launch_training.fake_cluster import ROOTS
 from tests.components.launch_training.operators import give_up, name_of, run, succeed, train
-from zhllama.stage.run import run_stage
 
 
 def names(cluster) -> list[str]:
@@ -31,14 +30,9 @@ def first(cluster, command):
 
 
 @pytest.fixture
-def launch(tiny_model, packed_text, tmp_path):
+def launch(stage):
     """`launch(**options)`: the launcher of run 2, in this process."""
-
-    def run_it(**options):
-        chosen = {"stage": "lora", "model": tiny_model, "dataset": packed_text, "store": str(tmp_path / "store")}
-        return run_stage(LaunchTraining(**chosen, run_id="run-2", backend="pytorchjob", **options), launch_training)
-
-    return run_it
+    return partial(stage, run_id="run-2", backend="pytorchjob")
 
 
 class Following:
@@ -265,7 +259,6 @@ def test_a_pod_that_stays_is_waited_for_no_longer_than_its_grace_period(cluster,
 
 def test_the_same_work_in_two_stores_is_two_jobs(tmp_path):
     from components.launch_training.launcher import training_job
-    from components.launch_training.options import LaunchTraining
 
     made = [
         training_job(
