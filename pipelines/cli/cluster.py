@@ -20,7 +20,7 @@ from zhllama.storage.private import temporary_folder
 _SEVERAL = "; may be given several times"
 _NETWORK: tuple[options.Row, ...] = (
     ("--s3-port N", f"a port of the S3 server (default: 443, 8333, 9000){_SEVERAL}", []),
-    ("--s3-cidr RANGE", f"S3 is in this range of addresses alone{_SEVERAL}", []),
+    ("--s3-cidr RANGE", f"S3 is in this range of addresses (0.0.0.0/0: anywhere; default: the cluster){_SEVERAL}", []),
     ("--s3-namespace NAME", f"S3 is in this namespace of the cluster alone{_SEVERAL}", []),
     ("--dns-cidr RANGE", f"names may be asked of this range too (default: of the cluster's DNS alone){_SEVERAL}", []),
 )
@@ -125,7 +125,11 @@ def add_to(commands: options.Commands) -> None:
         options.command(kinds, "base", render_base, note),
         ("--namespace", "its name (default: zhllama)"),
         ("--without-namespace", "for a namespace that others own, as a Kubeflow profile", False),
-        ("--components NAMES", "of admission,deployer,kueue,open-network,quota,reaper (default: the overlay's)", str),
+        (
+            "--components NAMES",
+            "of admission,deployer,kueue,open-https,open-network,quota,reaper (default: the overlay's)",
+            str,
+        ),
         *_NETWORK,
         ("--api-cidr RANGE", f"the API server is in this range alone{_SEVERAL}", []),
         *options.IMAGES,

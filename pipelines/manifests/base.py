@@ -4,6 +4,7 @@ The YAML files are the one definition, comments and all; here a name is put into
 afresh at each call.
 """
 
+import logging
 import os
 import re
 import secrets
@@ -22,8 +23,10 @@ from zhllama.stage.command_line import nearest
 from zhllama.stage.images import VERSION, image
 from zhllama.storage.private import temporary_folder
 
+log = logging.getLogger("render")
+
 K8S = Path(__file__).parents[2] / "k8s"
-COMPONENTS = ("admission", "deployer", "kueue", "open-network", "quota", "reaper")
+COMPONENTS = ("admission", "deployer", "kueue", "open-https", "open-network", "quota", "reaper")
 """What an overlay may put to the base."""
 
 
@@ -59,34 +62,49 @@ def base_objects(
         if value["kind"].startswith("ValidatingAdmissionPolicy"):
             # kustomize takes these for a namespace's
             value["metadata"].pop("namespace", None)
-        if value["kind"] == "NetworkPolicy" and value["spec"].get("egress"):
-            value["spec"]["egress"] = _narrowed(value["spec"]["egress"], s3 or S3Network(), api_cidrs)
         # the CronJob is suspended while its image is named without a registry, which no node can pull
         if value["kind"] == "CronJob":
             containers = value["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
             value["spec"]["suspend"] = not all("/" in container["image"] for container in containers)
-    return objects
+    return _network(objects, s3 or S3Network(), api_cidrs)
 
 
-def _narrowed(rules: list[dict[str, Any]], s3: S3Network, api_cidrs: Sequence[str]) -> list[dict[str, Any]]:
-    """The rules of a policy of the base, with those of S3, of names and of the API server as they are known."""
-    api = [one["to"][0] for one in (S3Network(cidrs=(cidr,)).egress() for cidr in api_cidrs)]
-    named = bool(s3.cidrs or s3.namespaces)
-    found = []
-    for rule in rules:
-        listed = {one["port"] for one in rule["ports"]}
-        if 9000 in listed:
-            rule = s3.egress() if named else rule | {"ports": ports(s3.ports)}
-        elif 53 in listed:
-            rule = s3.names()
-        elif 6443 in listed and api:
-            rule = rule | {"to": api}
-        elif listed == {443} and named:
-            continue
-        found.append(rule)
+def _network(objects: list[dict[str, Any]], s3: S3Network, api_cidrs: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects, with the policies' rules of S3, of names and of the API server as they are known: what is named is
+    no more open to every address (components/open-https)."""
+    api = [one["to"][0] for cidr in api_cidrs for one in S3Network(cidrs=(cidr,)).egress()]
+    named, found, reached = bool(s3.cidrs or s3.namespaces), [], bool(api)
+    for value in objects:
+        if value["kind"] == "NetworkPolicy" and value["spec"].get("egress"):
+            rules: list[dict[str, Any]] = []
+            for rule in value["spec"]["egress"]:
+                listed = {one["port"] for one in rule["ports"]}
+                if 9000 in listed and "to" in rule:
+                    rules += s3.egress() if named else [rule | {"ports": ports(s3.ports)}]
+                elif 53 in listed and "to" in rule:
+                    rules.append(s3.names())
+                elif 6443 in listed:
+                    reached = True
+                    rules += [] if api else [rule]
+                elif listed != {443} or not named:
+                    rules.append(rule)
+            if api and value["metadata"]["name"] in _ASK_THE_API_SERVER:
+                rules.append({"to": api, "ports": ports(_API_PORTS)})
+            if not rules:
+                continue
+            value["spec"]["egress"] = rules
+        found.append(value)
+    if not reached:
+        log.warning(
+            "nobody reaches the API server by these policies: say where it is (--api-cidr), or take the component "
+            "open-https, which opens it everywhere"
+        )
     return found
 
 
+_ASK_THE_API_SERVER = ("zhllama-steps", "zhllama-runner", "zhllama-reaper")
+_API_PORTS = (443, 6443, 8443)
+"""Its Service's, and those behind it."""
 _NAMESPACE = """\
 apiVersion: builtin
 kind: NamespaceTransformer

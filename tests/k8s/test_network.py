@@ -93,6 +93,41 @@ def test_the_base_is_narrowed_to_where_s3_and_the_api_server_are():
     assert not allowed(found, REAPER, store, 7480)
 
 
+def test_the_base_opens_nothing_to_every_address():
+    found = policies(build("base")) + policies(build("components/reaper"))
+    found += [*rendered("pytorchjob/13b/lora.yaml"), *rendered("serving/13b/vllm.yaml")]
+    for pod in (STEP, RUNNER, REAPER, TRAINING, SERVER):
+        for port in range(1, 10_000):
+            assert not allowed(found, pod, OUTSIDE, port), (pod, port)
+
+
+@pytest.mark.parametrize("namespace", ["", "team-a"])
+def test_what_is_named_is_no_more_open_to_every_address(namespace):
+    more = {"namespace": namespace, "with_namespace": not namespace}
+    s3 = S3Network(namespaces=("minio",))
+    found = policies(base_objects(s3=s3, api_cidrs=["198.51.100.0/24"], **more))
+    assert [one for one in found if "https" in one["metadata"]["name"]] == []
+    half = policies(base_objects(s3=s3, **more))
+    reaper = End(REAPER.labels, namespace=namespace or "zhllama")
+    assert allowed(half, reaper, OUTSIDE, 6443)
+    assert allowed(found, reaper, API_SERVER, 6443)
+    assert not allowed(found, reaper, OUTSIDE, 6443)
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        ({"components": ["admission"]}, True),
+        ({"components": ["admission"], "api_cidrs": ["198.51.100.0/24"]}, False),
+        ({"components": ["open-https"]}, False),
+        ({}, False),
+    ],
+)
+def test_a_base_in_which_nobody_reaches_the_api_server_is_warned_of(given, warned, caplog):
+    base_objects(**given)
+    assert ("nobody reaches the API server" in caplog.text) is warned
+
+
 def test_a_step_reaches_s3_the_api_server_kfp_and_a_served_model(ours):
     for port in (443, 8333, 9000):
         assert allowed(ours, STEP, OUTSIDE, port) is (port == 443)
@@ -122,7 +157,10 @@ def test_the_reaper_and_a_runner_reach_the_api_server_and_only_the_runner_s3(our
 
 def test_a_training_reaches_its_own_pods_and_s3_and_no_api_server(ours):
     assert allowed(ours, TRAINING, TRAINING, 29400)
-    assert allowed(ours, TRAINING, OUTSIDE, 9000)
+    assert allowed(ours, TRAINING, End({"app": "minio"}, namespace="storage"), 9000)
+    # HTTPS by the overlay's choice
+    for port in (443, 8333, 9000):
+        assert allowed(ours, TRAINING, OUTSIDE, port) is (port == 443)
     for port in (6443, 8443, 8000):
         assert not allowed(ours, TRAINING, API_SERVER, port)
     assert not allowed(ours, STEP, TRAINING, 23456)
@@ -164,8 +202,9 @@ def test_in_a_namespace_of_others_their_pods_are_as_they_were(name):
         assert allowed(policies(objects), there(pod), OUTSIDE, 3306)
         assert allowed(policies(objects), OUTSIDE, there(pod), 80)
     assert allowed(policies(objects), there(REAPER), API_SERVER, 443)
-    # a training without a policy of its own has no network there either
-    assert not allowed(policies(objects), there(TRAINING), OUTSIDE, 443)
+    # a training without a policy of its own has no network there either, but for the overlay's choice of HTTPS
+    for port in (443, 9000):
+        assert allowed(policies(objects), there(TRAINING), OUTSIDE, port) is (port == 443)
     assert not allowed(policies(objects), there(STRANGER), there(TRAINING), 80)
 
 

@@ -35,19 +35,24 @@ DNS = (
 """Who is asked for names: the cluster's DNS, OpenShift's, a cache on the node. Others: k8s/components/open-network."""
 
 
+ANYWHERE = "0.0.0.0/0"
+
+
 @dataclass(frozen=True, kw_only=True)
 class S3Network:
-    """Where S3 is, and who is asked for names, as a policy can say it. Without ranges and namespaces S3 is anywhere, on
-    these ports alone."""
+    """Where S3 is, and who is asked for names, as a policy can say it. Without ranges and namespaces S3 is in this
+    cluster."""
 
     ports: tuple[int, ...] = (443, 8333, 9000)
     """HTTPS, SeaweedFS, MinIO: the server's own port, not its Service's."""
     cidrs: tuple[str, ...] = ()
-    """Address ranges outside the cluster: 10.20.0.0/16."""
+    """Address ranges outside the cluster: 10.20.0.0/16; ANYWHERE: every address, the cluster's too."""
     namespaces: tuple[str, ...] = ()
     """Namespaces of this cluster that S3 servers are in."""
     dns: tuple[str, ...] = ()
     """Address ranges that names are asked of beside the cluster's DNS; 0.0.0.0/0 is anybody."""
+    named: int = 0
+    """The port of a server outside whose address is a name: policies know no names, so this one port is open."""
 
     def __post_init__(self) -> None:
         for port in self.ports:
@@ -63,24 +68,26 @@ class S3Network:
 
     @classmethod
     def at(cls, endpoint: str) -> "S3Network":
-        """On the usual ports and on the one of this address: in the namespace of a Service of the cluster
-        (`http://minio.storage.svc:9000`), else anywhere; "" names none."""
-        address = urlsplit(endpoint)
+        """Of an address, as ZHLLAMA_S3_ENDPOINT has it: of a Service of the cluster (`http://minio.storage.svc:9000`)
+        its namespace; else its port, of every address, and the cluster, where a Service's own address leads. ""
+        names Amazon's."""
+        address = urlsplit(endpoint or "https://s3.amazonaws.com")
         try:
-            port = address.port or {"http": 80, "https": 443}.get(address.scheme)
+            port = address.port or {"http": 80, "https": 443}.get(address.scheme, 0)
         except ValueError as error:
             raise InputError(f"ZHLLAMA_S3_ENDPOINT={endpoint}: {error}; write http://host:port") from error
-        service = re.fullmatch(r"[^.]+\.([^.]+)\.svc(\..+)?", address.hostname or "")
-        more = () if port is None or port in cls.ports else (port,)
-        return cls(ports=(*cls.ports, *more), namespaces=(service[1],) if service else ())
+        if service := re.fullmatch(r"[^.]+\.([^.]+)\.svc(\..+)?", address.hostname or ""):
+            more = () if port in (0, *cls.ports) else (port,)
+            return cls(ports=(*cls.ports, *more), namespaces=(service[1],))
+        return cls(named=port)
 
-    def egress(self) -> dict[str, Any]:
-        """A policy's egress rule. Without `to` it means every address; 0.0.0.0/0 would not, for some plugins, hold the
-        cluster's own pods."""
+    def egress(self) -> list[dict[str, Any]]:
+        """A policy's egress rules. Without `to` one means every address; 0.0.0.0/0 would not, for some plugins, hold
+        the cluster's own pods."""
         to: list[dict[str, Any]] = [{"ipBlock": {"cidr": cidr}} for cidr in self.cidrs]
-        named = ({"matchLabels": {NAMESPACE: name}} for name in self.namespaces)
-        to += [{"namespaceSelector": selector} for selector in named]
-        return {**({"to": to} if to else {}), "ports": ports(self.ports)}
+        to += [{"namespaceSelector": {"matchLabels": {NAMESPACE: name}}} for name in self.namespaces]
+        whom = {} if ANYWHERE in self.cidrs else {"to": to or [{"namespaceSelector": {}}]}
+        return [{**whom, "ports": ports(self.ports)}] + [{"ports": ports((self.named,))}] * bool(self.named)
 
     def names(self) -> dict[str, Any]:
         """The egress rule of who is asked for names."""
@@ -98,7 +105,7 @@ def isolated(labels: dict[str, str], ingress: dict[str, Any], s3: S3Network, *eg
         "podSelector": {"matchLabels": labels},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [ingress],
-        "egress": [*egress, s3.names(), s3.egress()],
+        "egress": [*egress, s3.names(), *s3.egress()],
     }
 
 

@@ -49,7 +49,8 @@ def test_a_jobs_pods_reach_each_other_names_and_s3_and_nothing_else(api, base):
         assert not allowed(policies, mine, its, port)
         assert not allowed(policies, stranger, mine, port)
     for port in (443, 8333, 9000):
-        assert allowed(policies, mine, OUTSIDE, port)
+        assert allowed(policies, mine, End({"app": "minio"}, namespace="storage"), port)
+        assert not allowed(policies, mine, OUTSIDE, port)
     for protocol in ("UDP", "TCP"):
         assert allowed(policies, mine, End({"k8s-app": "kube-dns"}, namespace="kube-system"), 53, protocol)
     for port in (22, 80, 3306, 6443, 10250):
@@ -69,15 +70,25 @@ def test_s3_may_be_narrowed_to_ranges_and_namespaces():
 @pytest.mark.parametrize(
     ("endpoint", "ports"),
     [
-        ("", {443, 8333, 9000}),
-        ("https://s3.example.com", {443, 8333, 9000}),
-        ("http://s3.example.com", {80, 443, 8333, 9000}),
-        ("http://ceph.example.com:7480", {443, 7480, 8333, 9000}),
+        ("", {443}),
+        ("https://s3.example.com", {443}),
+        ("http://s3.example.com", {80}),
+        ("http://ceph.example.com:7480", {7480}),
+        ("http://192.0.2.7:9000", {9000}),
     ],
 )
-def test_s3_is_reached_on_its_own_port_too(endpoint, ports):
+def test_s3_outside_is_reached_on_its_own_port_alone(endpoint, ports):
     policies = [network_policy(job(), S3Network.at(endpoint))]
     assert {port for port in range(1, 10_000) if allowed(policies, pod(job()), OUTSIDE, port)} - {53, 5353} == ports
+    # its address may be a Service's, behind which the pods of the cluster have the usual ports
+    assert allowed(policies, pod(job()), End({"app": "minio"}, namespace="storage"), 9000)
+
+
+def test_s3_anywhere_is_a_choice_that_holds_the_clusters_pods_too():
+    policies = [network_policy(job(), S3Network(ports=(9000,), cidrs=("0.0.0.0/0",)))]
+    for target in (OUTSIDE, End({"app": "minio"}, namespace="storage")):
+        assert allowed(policies, pod(job()), target, 9000)
+        assert not allowed(policies, pod(job()), target, 443)
 
 
 @pytest.mark.parametrize("host", ["minio.storage.svc", "minio.storage.svc.cluster.local"])
