@@ -8,6 +8,7 @@ they become, so none are asked for, and none are taken.
 """
 
 import re
+import time
 from collections.abc import AsyncIterator
 
 import httpx2
@@ -30,9 +31,27 @@ async def uncompressed(request: httpx2.Request) -> None:
 
 async def bounded(response: httpx2.Response) -> None:
     """AnswerWithoutEnd, now or when the bytes come."""
+    _require_plain(response)
+    response.stream = _Bounded(response, response.stream)
+
+
+def whole(response: httpx2.Response, seconds: float) -> bytes:
+    """The body of an answer that was asked for uncompressed, as a stream of a client that waits: AnswerWithoutEnd for
+    one that is longer than any, or still comes after so many seconds."""
+    _require_plain(response)
+    content, late = bytearray(), time.monotonic() + seconds
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) > LONGEST_BODY:
+            raise AnswerWithoutEnd(f"an answer has more than {LONGEST_BODY:,} bytes")
+        if time.monotonic() > late:
+            raise AnswerWithoutEnd(f"an answer has not ended after {seconds:.0f} s")
+    return bytes(content)
+
+
+def _require_plain(response: httpx2.Response) -> None:
     if (encoding := response.headers.get("content-encoding", "identity").lower()) != "identity":
         raise AnswerWithoutEnd(f"an answer is compressed ({encoding}), which it was not asked to be")
-    response.stream = _Bounded(response, response.stream)
 
 
 class _Bounded(httpx2.AsyncByteStream):

@@ -1,5 +1,6 @@
 """A deployed server, tried through its own API: it knows its model, encodes as in training, answers, asks for a key."""
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import httpx2
 
 from components.serve.check import LINES, conversations
+from zhllama.bounded_answers import whole
 from zhllama.errors import InputError, StorageFault
 from zhllama.kubernetes.api import short
 from zhllama.retries import with_retries
@@ -65,7 +67,7 @@ class _Tried(httpx2.Client):
     def __init__(self, address: str, api_key: str) -> None:
         super().__init__(base_url=address, timeout=ANSWER_SECONDS, trust_env=False)
         self._address = address
-        self._key = {"Authorization": f"Bearer {api_key}"}
+        self._key = {"Authorization": f"Bearer {api_key}", "Accept-Encoding": "identity"}
 
     def served(self, name: str, there: Callable[[], bool] = lambda: True) -> dict[str, Any]:
         """What the server says of the model: asked again until it is reached, for two minutes and as long as it is
@@ -92,7 +94,8 @@ class _Tried(httpx2.Client):
         """InputError where the path is not refused to who gives no key."""
         where = f"{self._address}{path}"
         try:
-            refused = self.get(path).status_code in (401, 403)
+            with self.stream("GET", path) as answer:
+                refused = answer.status_code in (401, 403)
         except httpx2.HTTPError as error:
             raise StorageFault(f"{where}: {short(error)}") from error
         if not refused:
@@ -101,10 +104,10 @@ class _Tried(httpx2.Client):
     def answer(self, path: str, read: Callable[[Any], Any], asked: dict[str, Any] | None = None) -> Any:
         """What is read of the answer to a request, a GET where nothing is asked."""
         try:
-            answer = self.request("POST" if asked else "GET", path, json=asked, headers=self._key)
-            if answer.status_code in (401, 403):
-                raise InputError(f"{self._address}{path}: it refuses the API key; is it the one in the secret?")
-            return read(answer.raise_for_status().json())
+            with self.stream("POST" if asked else "GET", path, json=asked, headers=self._key) as answer:
+                if answer.status_code in (401, 403):
+                    raise InputError(f"{self._address}{path}: it refuses the API key; is it the one in the secret?")
+                return read(json.loads(whole(answer.raise_for_status(), ANSWER_SECONDS)))
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, IndexError) as error:
             raise StorageFault(f"{self._address}{path}: {type(error).__name__}: {short(error)}") from error
 

@@ -25,7 +25,7 @@ OURS = {"data": {"names": "zhllama-* team-s3"}}
 
 def policies() -> dict[str, Any]:
     found = {}
-    for name in ("secrets", "network-policies"):
+    for name in ("secrets", "network-policies", "reaper-jobs"):
         policy, binding = yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
         assert binding["spec"]["policyName"] == policy["metadata"]["name"]
         assert binding["spec"]["validationActions"] == ["Deny"]
@@ -54,7 +54,7 @@ def refusal(name: str, **given: Any) -> str:
     if not all(evaluated(one["expression"], context) for one in spec["matchConditions"]):
         return ""
     variables: dict[str, Any] = {}
-    for one in spec["variables"]:
+    for one in spec.get("variables", ()):
         variables[one["name"]] = evaluated(one["expression"], {**context, "variables": _mapped(variables)})
     for one in spec["validations"]:
         if not evaluated(one["expression"], {**context, "variables": _mapped(variables)}):
@@ -181,6 +181,31 @@ def test_no_job_runs_as_an_account_with_rights(account):
         assert refusal("zhllama-secrets", object=pod({**PLAIN, "serviceAccountName": good}), params=OURS) == ""
 
 
+CONTROLLER = "system:serviceaccount:kube-system:cronjob-controller"
+OF_THE_REAPER = [{"kind": "CronJob", "name": "zhllama-reaper", "controller": True}]
+
+
+@pytest.mark.parametrize(
+    ("account", "owners", "admitted"),
+    [
+        (CONTROLLER, OF_THE_REAPER, True),
+        ("system:kube-controller-manager", OF_THE_REAPER, True),
+        ("system:serviceaccount:zhllama:pipeline-runner", OF_THE_REAPER, False),
+        ("alice", OF_THE_REAPER, False),
+        (CONTROLLER, [{"kind": "CronJob", "name": "mine", "controller": True}], False),
+        (CONTROLLER, [], False),
+    ],
+)
+def test_a_job_of_the_reapers_name_comes_from_its_cronjob_alone(account, owners, admitted):
+    for named in ({"name": "zhllama-reaper-x"}, {"generateName": "zhllama-reaper-"}):
+        metadata = {**named, **({"ownerReferences": owners} if owners else {})}
+        request = {"operation": "CREATE", "namespace": "zhllama", "userInfo": {"username": account}}
+        said = refusal("zhllama-reaper-jobs", object={"metadata": metadata}, request=request)
+        assert (said == "") is admitted
+    other = {"operation": "CREATE", "namespace": "zhllama", "userInfo": {"username": "alice"}}
+    assert refusal("zhllama-reaper-jobs", object={"metadata": {"name": "mine"}}, request=other) == ""
+
+
 OWNERS = {"PyTorchJob": "PyTorchJob", "CronJob": "Job", "Deployment": "ReplicaSet", "StatefulSet": "StatefulSet"}
 
 
@@ -244,7 +269,7 @@ def test_they_are_the_clusters_and_hold_where_the_label_is(overlay):
     objects = build(overlay)
     labels = of_kind(objects, "Namespace")["zhllama"]["metadata"]["labels"]
     found = [one for one in objects if one["kind"].startswith("ValidatingAdmissionPolicy")]
-    assert len(found) == 4
+    assert len(found) == 6
     for one in found:
         assert "namespace" not in one["metadata"]
         if one["kind"].endswith("Binding"):

@@ -31,6 +31,8 @@ LONGEST_ASKED = 60.0
 TIMEOUT: tuple[float, float] = (10, 60)
 """Of a request: to connect, and between two bytes."""
 CONNECTIONS = 64
+LONGEST = 256 * 2**20
+"""Bytes of an answer: a list of some ten thousand pods has a tenth."""
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """There in a pod with a token, and nowhere else."""
 
@@ -143,9 +145,13 @@ def _asked(error: BaseException) -> float:
 
 def plain(call: Callable[..., Any], **options: Any) -> Any:
     """The answer as JSON: the client's own classes refuse what a newer server leaves out. ApiException for what no API
-    server answers: a page, an object without a kind, a list without items."""
-    content = call(**options, _preload_content=False).data
+    server answers: a page, an object without a kind, a list without items, more than LONGEST bytes."""
+    response = call(**options, _preload_content=False)
+    content = response.read(LONGEST + 1, decode_content=True)
+    response.close() if len(content) > LONGEST else response.release_conn()
     try:
+        if len(content) > LONGEST:
+            raise ValueError(f"more than {LONGEST:,} bytes")
         found = object_of(content)
         if found["kind"].endswith("List"):
             found["items"] = list(found["items"] or ())

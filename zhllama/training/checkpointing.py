@@ -28,6 +28,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
 from zhllama.training import checkpoints
 from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT, training_begins
+from zhllama.training.exchange import values_of_all
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.training.training_state import Saved, Uploads, take
 
@@ -99,7 +100,7 @@ class CheckpointManager(TrainerCallback):
                     found = next(candidates, None)
                 except (InputError, StorageFault) as error:
                     found = error
-            found, self._named = self._of_all((found, self._named))[0]
+            found, self._named = self._of_all(found)[0], self._of_all(self._named)[0]
             if isinstance(found, Exception):
                 raise found
             if found is None:
@@ -301,7 +302,4 @@ class CheckpointManager(TrainerCallback):
 
     def _of_all(self, value: Any) -> list[Any]:
         """Every rank's value, on all ranks, in their main threads."""
-        box = [value] * self._world
-        if self._group is not None:
-            dist.all_gather_object(box, value, group=self._group)
-        return box
+        return values_of_all(value, self._group)

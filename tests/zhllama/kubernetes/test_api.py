@@ -1,10 +1,12 @@
 """Answers of a real API server, as the client judges them: what may pass is asked again, the rest is not."""
 
+import io
 import json
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from kubernetes.client.exceptions import ApiException
+from urllib3 import HTTPResponse
 
 from tests.recordings import exchanges
 from zhllama.kubernetes import api
@@ -20,6 +22,10 @@ PASSING = {
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch):
     monkeypatch.setattr(api, "_account", [])
+
+
+def answer(body: Any) -> HTTPResponse:
+    return HTTPResponse(body, status=200, preload_content=False)
 
 
 def refusals():
@@ -74,7 +80,29 @@ def test_an_answer_that_stays_is_raised_at_once(name):
 )  # fmt: skip
 def test_a_page_in_place_of_an_answer_is_said(content):
     with pytest.raises(ApiException) as raised:
-        call(plain, call=lambda **_: SimpleNamespace(data=content))
+        call(plain, call=lambda **_: answer(io.BytesIO(content)))
     said = f"200 OK, but no answer of an API server ({content.decode()}); a login page or a proxy's?"
     said += " Check the server in KUBECONFIG"
     assert str(unanswered(raised.value)) == f"the Kubernetes API server failed: {said}"
+
+
+class Endless(io.RawIOBase):
+    """Counts what it gave."""
+
+    given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        buffer[:] = b" " * len(buffer)
+        self.given += len(buffer)
+        return len(buffer)
+
+
+def test_an_answer_without_end_is_no_answer(monkeypatch):
+    monkeypatch.setattr(api, "LONGEST", 2**20)
+    body = Endless()
+    with pytest.raises(ApiException, match="no answer of an API server"):
+        call(plain, call=lambda **_: answer(body))
+    assert 2**20 < body.given < 2**21
