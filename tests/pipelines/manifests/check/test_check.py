@@ -376,3 +376,16 @@ def test_a_definition_without_fields_takes_whatever_there_is(tmp_path: Path) -> 
     thing = tmp_path / "thing.yaml"
     thing.write_text("apiVersion: example.com/v1\nkind: Thing\nmetadata: {name: a}\nspec: {a: [b]}\n")
     assert check([thing], tmp_path) == []
+
+
+def test_what_is_no_schema_in_a_definition_stays_as_it_is(tmp_path: Path) -> None:
+    """A value that is allowed may have fields that are called as a schema's are."""
+    allowed = "{properties: {size: 1}, format: int32, type: integer}"
+    schema = f"{{type: object, properties: {{spec: {{type: object, enum: [{allowed}], properties: "
+    schema += "{properties: {type: object, x-kubernetes-preserve-unknown-fields: true}, format: {type: string}, "
+    schema += "type: {type: string}}}}}"
+    plain = "{type: object, x-kubernetes-preserve-unknown-fields: true}"
+    (tmp_path / "crd.yaml").write_text(GOOD_DEFINITION.replace(plain, schema))
+    thing = tmp_path / "thing.yaml"
+    thing.write_text(f"apiVersion: example.com/v1\nkind: Thing\nmetadata: {{name: a}}\nspec: {allowed}\n")
+    assert check([thing], tmp_path) == []
