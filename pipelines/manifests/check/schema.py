@@ -111,11 +111,17 @@ def strict(definition: dict[str, Any], version: str) -> dict[str, Any] | None:
     for listed in definition["versions"]:
         if listed["name"] == version and listed["served"]:
             schema: dict[str, Any] = closed(listed["schema"]["openAPIV3Schema"])
-            # a definition leaves metadata open; the API server knows what is in it, and sets the status aside
-            schema["properties"] = schema.get("properties", {}) | {
-                "metadata": {"type": "object"},
-                "status": {"type": "object"},
-            }
+            # every object has a kind, said or not; a definition leaves metadata open: the API server knows what is in
+            # it, and sets the status aside
+            text = {"type": "string"}
+            schema["properties"] = (
+                {"apiVersion": text, "kind": text}
+                | schema.get("properties", {})
+                | {
+                    "metadata": {"type": "object"},
+                    "status": {"type": "object"},
+                }
+            )
             return schema
     return None
 
