@@ -71,6 +71,7 @@ def submit(given: argparse.Namespace) -> None:
     from pipelines.configuration import check_for_cluster
     from pipelines.local.ir import read_package
     from pipelines.local.plan import checked_arguments
+    from pipelines.machines import check_generation
 
     name = given.pipeline or f"adapt-llama-{given.size}"
     with temporary_folder() as folder:
@@ -80,6 +81,7 @@ def submit(given: argparse.Namespace) -> None:
         checked = checked_arguments(read_package(package), told.arguments)
         arguments = {name: checked[name] for name in told.arguments}
         check_for_cluster(told)
+        check_generation(told)
         with _connected(given) as kubeflow:
             run = kubeflow.start(
                 package, arguments, pipeline=name, run_name=given.run_name or name, experiment=given.experiment

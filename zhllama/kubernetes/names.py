@@ -77,7 +77,7 @@ def _quantity(value: Any) -> str:
 
 
 def _gpu_count(text: str) -> str:
-    return "" if text.isascii() and text.isdigit() else "is no number of GPUs; write 1 or 0"
+    return "" if re.fullmatch("0|[1-9][0-9]{0,8}", text, re.ASCII) else "is no number of GPUs; write 1 or 0"
 
 
 _TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerationSeconds": int}

@@ -155,6 +155,23 @@ def scalar(node: Any) -> Any:
     return node.value.encode("utf-8", "replace").decode("utf-8")
 
 
+def quoted(text: str) -> str:
+    """The YAML that PyYAML wrote, with quotes around those of its texts that are something else here: a label `y`, a
+    commit `12e4567`."""
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    resolve, found = yaml.resolver.Resolver().resolve, []
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and event.value:
+            is_text = resolve(yaml.ScalarNode, event.value, (True, False)) == f"{_TAG}str"
+            if is_text and not isinstance(plain(event.value), str):
+                found.append((event.start_mark.index, event.end_mark.index))
+    for start, end in reversed(found):
+        text = f"{text[:start]}'{text[start:end]}'{text[end:]}"
+    return text
+
+
 def plain(text: str) -> Any:
     """What an unquoted scalar is: a text, a number, a boolean or nothing."""
     if text in _WORDS:
