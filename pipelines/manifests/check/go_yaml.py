@@ -162,7 +162,8 @@ def quoted(text: str) -> str:
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     resolve, found = yaml.resolver.Resolver().resolve, []
-    for event in yaml.parse(text, Loader=loader):
+    events: Iterator[Any] = yaml.parse(text, Loader=loader)
+    for event in events:
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and event.value:
             is_text = resolve(yaml.ScalarNode, event.value, (True, False)) == f"{_TAG}str"
             if is_text and not isinstance(plain(event.value), str):
