@@ -12,7 +12,7 @@ from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.kubernetes import formats
-from zhllama.kubernetes.names import JOB_LABEL, JOB_LABELS, LABEL, POD_KEYS, check_value
+from zhllama.kubernetes.names import JOB_LABEL, JOB_LABELS, LABEL, check_value
 from zhllama.kubernetes.pods import POD_PLACES, json_of
 from zhllama.secret_text import is_secret, is_secret_name
 from zhllama.stage.tls import PROXY_KEYS, TRUSTED
@@ -84,8 +84,6 @@ def pod_settings(option: str, given: Any) -> PodSettings:
         if name in JOB_LABELS:
             raise InputError(f"{option}: {name}: Kueue reads it on the job alone; it is --{JOB_LABELS[name]}")
     for name in made.labels:
-        if name.startswith(POD_KEYS):
-            raise InputError(f"{option}: labels: {name}: it is an annotation of pods; put it under annotations")
         if name in _OWN_LABELS or name.startswith(_OF_OPERATORS):
             raise InputError(f"{option}: labels: {name}: pods are found by it, and the job sets it; choose another")
     for name, one in made.resources.items():
