@@ -161,15 +161,15 @@ def quoted(text: str) -> str:
     import yaml
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    resolve, found = yaml.resolver.Resolver().resolve, []
-    events: Iterator[Any] = yaml.parse(text, Loader=loader)
-    for event in events:
+    resolve = yaml.resolver.Resolver().resolve
+    found: list[tuple[Any, Any]] = []
+    for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and event.value:
             is_text = resolve(yaml.ScalarNode, event.value, (True, False)) == f"{_TAG}str"
             if is_text and not isinstance(plain(event.value), str):
-                found.append((event.start_mark.index, event.end_mark.index))
+                found.append((event.start_mark, event.end_mark))
     for start, end in reversed(found):
-        text = f"{text[:start]}'{text[start:end]}'{text[end:]}"
+        text = f"{text[: start.index]}'{text[start.index : end.index]}'{text[end.index :]}"
     return text
 
 
