@@ -50,7 +50,7 @@ def check(
                 if isinstance(read, Finding):
                     found.append(read)
                 elif read.is_pipeline:
-                    found += [*read.repeated, *check_pipeline(read, version, executors)]
+                    found += [*read.repeated, *check_pipeline(read, version, executors, pod_security)]
                 elif read.kind not in NO_OBJECTS:
                     found += _check_object(read, known, version, namespace)
                     found += _twice(read, seen)
