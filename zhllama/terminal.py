@@ -49,7 +49,7 @@ def styled(stream: TextIO) -> TextIO:
 
 
 def console(file: TextIO | None = None, **settings: Any) -> "Console":
-    """Rich's console, on standard output. Texts are what they are: `[/x]` in a name is no markup, `:bus:` no picture."""
+    """Rich's console, on standard output. Texts are what they are: `[/x]` in a name is no markup."""
     return _kind()(file=styled(file or sys.stdout), markup=False, emoji=False, **settings)
 
 
