@@ -13,7 +13,7 @@ DEEPEST = 100
 MOST = 1_000_000
 """Values, those that aliases stand for each time."""
 LONGEST_NUMBER = 1000
-"""Characters. Hexadecimal digits are read into numbers that cannot be written again; sixties (`1:30:00`) without end."""
+"""Characters. Hexadecimal digits become numbers that cannot be written again; sixties (`1:30:00`) take for ever."""
 _WHOLE_NUMBER = re.compile(r"[-+]?(0[bx])?[0-9a-fA-F_:]+")
 _WRONG = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """PyYAML's errors beside its YAMLError."""
