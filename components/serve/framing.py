@@ -2,7 +2,7 @@
 
 h11 is lenient where the standard lets it be: a length beside chunks (with which a request hides in another's body), a
 length twice or as a list, lines that end with a line feed alone or go on in the next one, another host in the target,
-trailers, chunks of a few bytes. No client needs any of it, so each is refused: the head's bytes are held against this before h11 reads them.
+trailers. No client needs any of it, so each is refused: the head's bytes are held against this before h11 reads them.
 """
 
 import re
@@ -10,7 +10,7 @@ import re
 import h11
 
 MOST_PIECES = 10_000
-"""Of a body: each takes as long as some kilobytes, and a chunk may have one byte (4 MiB of them: 10 s for everybody)."""
+"""Of a body: each takes as long as some kilobytes, and a chunk may have one byte (4 MiB so: 10 s for everybody)."""
 _END = re.compile(rb"\n\r?\n")
 _FIRST_LINE = re.compile(rb"[!-~]+ /[!-~]* HTTP/1\.[01]")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.%]+\]|[\w.~-]*)(?::\d*)?")
