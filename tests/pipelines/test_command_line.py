@@ -74,6 +74,7 @@ def test_help_imports_nothing_heavy(words):
         ),
         (["status"], "the following arguments are required: RUN; see zhllama status --help"),
         (["sumbit"], "invalid choice: 'sumbit'"),
+        (["ls", "--a\x1b[2Jb"], r"--a\u001b[2Jb: not known here"),
         (["render", "serving", "--size", "7b", "more"], "more: not known here; see zhllama render serving --help"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -43,9 +44,13 @@ def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take
 
 
 def read(path: str, most: int) -> bytes:
-    """A whole file; InputError where it has more bytes."""
-    with open(path, "rb") as file:
-        if (size := os.fstat(file.fileno()).st_size) > most:
+    """A whole file; InputError where it has more bytes, or is a pipe or a device, which may have no end."""
+    # of a pipe that nobody writes to, opening alone would wait
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path}: it is a pipe or a device; give a file")
+        if (size := found.st_size) > most:
             raise too_large(path, size, most)
         return file.read()
 
