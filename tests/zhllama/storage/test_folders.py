@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 
 import pytest
 
@@ -21,11 +22,21 @@ def test_room_that_is_there_and_s3_pass(tmp_path):
     require_space("s3://bucket/prefix", 10**18, "--store")
 
 
-def test_a_pipe_or_a_device_in_the_place_of_a_small_file_is_refused(tmp_path):
+def test_a_device_ends_at_the_bound_and_a_pipe_that_nobody_writes_to_at_once(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
-    for name in ("pipe", "device"):
-        with pytest.raises(InputError, match="it is a pipe or a device; give a file"):
-            storage.read_bytes(str(tmp_path / name))
+    assert storage.read_bytes(str(tmp_path / "pipe")) == b""
+    monkeypatch.setattr(storage, "WHOLE", 100)
+    with pytest.raises(InputError, match="device: it has 101 bytes, and 100 are read at most"):
+        storage.read_bytes(str(tmp_path / "device"))
     with pytest.raises(IsADirectoryError, match=str(tmp_path)):
         storage.read_bytes(str(tmp_path))
+
+
+def test_what_another_program_writes_is_read_to_its_end():
+    """As `--expect <(sha256sum *)` gives it."""
+    reading, writing = os.pipe()
+    with open(writing, "wb") as file:
+        threading.Timer(0.05, lambda: (file.write(b"abc"), file.close())).start()
+        assert storage.read_bytes(f"/dev/fd/{reading}") == b"abc"
+    os.close(reading)
