@@ -106,7 +106,8 @@ def measure(
     log.info("%s: loading %s", label, model.root)
     loaded = load_model(model, option=option)
     # imports torch, which load_model has set up by now
-    from components.evaluate.scoring import score_exam, score_items, score_text
+    from components.evaluate.scoring import score_exam, score_items
+    from zhllama.inference.scoring import score_text
 
     texts = {
         language: score_text(loaded, texts, f"{label}: {language}") if texts else dict.fromkeys(TEXT_FIGURES)

@@ -4,7 +4,6 @@ Documents and items are taken in order of the SHA-256 of their text, until the l
 order of files. One pass, memory bounded by what is kept.
 """
 
-import hashlib
 import heapq
 import itertools
 import json
@@ -17,7 +16,7 @@ from components.evaluate.exams import Exam, read_exam
 from components.evaluate.options import Evaluate, split
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.corpus import read_documents
+from zhllama.data.corpus import choose_texts, content_hash, read_documents
 from zhllama.data.instructions import read_instructions
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.prompt import question_of
@@ -83,34 +82,6 @@ def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
     prompts = fixed_prompts(inputs.get("prompts"), config.max_prompts)
     prompts += choose_samples(texts["zh"], items, config.samples)
     return HeldOut(texts, items, exams, prompts, task_folder), said
-
-
-def content_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def choose_texts(texts: Iterable[str], max_bytes: int) -> list[str]:
-    """Distinct texts in order of their hash, `max_bytes` of UTF-8 in all; the last one is cut between characters."""
-    kept: list[tuple[int, str]] = []  # a heap with the greatest hash on top: (−hash, text)
-    have: set[int] = set()
-    size = 0
-    for text in texts:
-        rank = int(content_hash(text), 16)
-        if rank in have or (size >= max_bytes and rank > -kept[0][0]):
-            continue
-        heapq.heappush(kept, (-rank, text))
-        have.add(rank)
-        size += len(text.encode())
-        while size - len(kept[0][1].encode()) >= max_bytes:
-            greatest, dropped = heapq.heappop(kept)
-            have.remove(-greatest)
-            size -= len(dropped.encode())
-    chosen = [text for _, text in sorted(kept, reverse=True)]
-    if size > max_bytes:
-        # the last one is longer than what there is room for: cut at a character
-        room = len(chosen[-1].encode()) - (size - max_bytes)
-        chosen[-1] = chosen[-1].encode()[:room].decode(errors="ignore")
-    return [text for text in chosen if text]
 
 
 def choose_items(items: Iterable[Mapping[str, str]], max_items: int) -> list[HeldOutItem]:

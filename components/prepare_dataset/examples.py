@@ -17,7 +17,6 @@ import numpy as np
 
 from zhllama.data.corpus import Documents
 from zhllama.data.packed import Segments, token_type
-from zhllama.errors import InputError
 from zhllama.storage.prefetch import map_ordered
 from zhllama.tokenizer.prompt import RECIPE, Prompt, question_of
 from zhllama.tokenizer.spans import spans
@@ -112,8 +111,8 @@ def text_examples(batches: Iterable[Documents], encoder: Encoder, end: bool = Tr
 def instruction_examples(
     items: Iterable[dict[str, str]], encoder: Encoder, block_size: int, prompt: Prompt
 ) -> Iterator[Examples]:
-    """Items as prompt + answer, cut at `block_size`. A prompt that fills the block leaves a segment of prompt alone.
-    InputError names an answer whose first piece spans the end of the prompt: what is asked would not be learned."""
+    """Items as prompt + answer, cut at `block_size`. A prompt that fills the block leaves a segment of prompt alone. An
+    answer whose first piece would span the end of the prompt is encoded on its own, as Chat.answered does."""
     id_type = np.dtype(token_type(encoder.size))
 
     def made(batch: list[dict[str, str]]) -> Examples:
@@ -127,11 +126,15 @@ def instruction_examples(
             shared = np.minimum(asked_lengths, lengths)
             one, two = (some[spans(of.cumsum() - of, shared)] for some, of in ((asked, asked_lengths), (ids, lengths)))
             number = np.arange(len(batch))
-            if wrong := {*number.repeat(shared)[one != two], *number[shared < asked_lengths]}:
-                raise InputError(
-                    f"a piece of this vocabulary spans the prompt's last newline and the answer "
-                    f"{answers[min(wrong)][:20]!r}; give --packing faithful, which encodes answers on their own"
-                )
+            if apart := sorted({*number.repeat(shared)[one != two], *number[shared < asked_lengths]}):
+                # a piece would span the two, and what is asked would not be what was learned
+                ids, lengths = _replaced(ids, lengths, apart, [
+                    np.concatenate(some) for some in zip(
+                        _cut(*encoder.encode_flat([prompts[at] for at in apart], begin=True)),
+                        _cut(*encoder.encode_flat([answers[at] for at in apart], end=True)),
+                        strict=True,
+                    )
+                ])  # fmt: skip
         kept = np.minimum(lengths, block_size)
         return Examples(
             Segments(
@@ -146,6 +149,20 @@ def instruction_examples(
         )
 
     return map_ordered(made, _batches(items), THREADS, AHEAD)
+
+
+def _cut(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return np.split(ids, lengths.cumsum()[:-1])
+
+
+def _replaced(
+    ids: np.ndarray, lengths: np.ndarray, which: Sequence[int], by: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """With other ids of these items."""
+    parts = _cut(ids, lengths)
+    for at, new in zip(which, by, strict=True):
+        parts[at] = new
+    return np.concatenate(parts), np.fromiter(map(len, parts), np.int64, len(parts))
 
 
 def _joined(

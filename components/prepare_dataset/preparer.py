@@ -34,6 +34,9 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
 
     tokenizer = inputs["tokenizer"].require_kind("tokenizer", "hf-model", "adapter", option="--tokenizer")
     encoder = load_encoder(tokenizer, "--tokenizer")
+    if config.packing == "faithful" and encoder.bos is None:
+        said = "its tokenizer puts no BOS before a text, by which the recipe tells lines and answers apart"
+        raise InputError(f"--packing faithful: {tokenizer.root}: {said}; give --packing best-fit")
     given = inputs.all(config.option[2:])
     skipped = Skipped()
     decontamination = Decontamination(config.drop_near_duplicates)

@@ -21,11 +21,13 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.kubernetes.model_server import GUARD
+from zhllama.models import by_gguf
 from zhllama.stage.options import Ref
 from zhllama.stage.program import bounded
 from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.chat import Chat, asked
 from zhllama.tokenizer.effective_model import DESCRIBED
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import BPE, new_model
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
 from zhllama.weights.chat_template import default_of, is_template, template_in
@@ -116,7 +118,7 @@ def check_tokenizer(folder: Path, encoder: Encoder, where: str, chat: Chat) -> N
     tokenizer = AutoTokenizer.from_pretrained(folder)
     mend = "publish the model again; with tied scores (--scores zero) no served tokenizer can agree"
     for line in LINES:
-        if tokenizer(line)["input_ids"] != [encoder.bos, *encoder.encode(line)]:
+        if tokenizer(line)["input_ids"] != [*encoder.begin, *encoder.encode(line)]:
             raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for {line!r}; {mend}")
     for messages, wanted in conversations(chat, where, mend):
         with _template(where, mend):
@@ -152,12 +154,14 @@ def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Enc
         raise InputError(f"{where}: not a GGUF file, or cut short ({error}); export or fetch it again") from error
     if fields.get("tokenizer.ggml.model") != "llama":
         raise InputError(f"{where}: its tokenizer is not SentencePiece's; export the model again with export_model")
+    kind = by_gguf(str(fields.get("general.architecture")), where)
     try:
-        model, positions = _sentencepiece(fields), int(fields.get("llama.context_length", 2048))
+        model = _sentencepiece(fields)
+        positions = int(fields.get(f"{kind.gguf}.context_length", 2048))
     except _WRONG as error:
         said = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
         raise InputError(f"{where}: its vocabulary is none ({said}); export or fetch it again") from error
-    encoder = Encoder(model, where)
+    encoder = SentencePieceEncoder(model, where)
     if contract is not None:
         found = encoder.vocabulary(also_at=(int(size) for size in contract.prefixes))
         if found.relation_to(contract) is not Relation.EQUAL:
@@ -216,7 +220,7 @@ def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
     except ValueError as error:
         raise InputError(f"{where}: llama.cpp does not read it ({error}); export or fetch it again") from error
     for line, ids in zip(lines, told):
-        if ids != [encoder.bos, *encoder.encode(line)]:
+        if ids != [*encoder.begin, *encoder.encode(line)]:
             raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for {line!r}; {mend}")
     if told[len(lines) :] != [wanted for _, wanted in questions]:
         raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for a question; {mend}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from zhllama import models
 from zhllama.artifacts.yaml_file import documents_of
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import check_value, option_in
@@ -34,9 +35,37 @@ class Architecture:
     """Of the hidden states."""
     layers: int
     heads: int
-    """Of attention, each with keys and values of its own."""
+    """Of attention."""
     feed_forward: int
     """Width within a layer's second half."""
+    type: str = "llama"
+    """model_type of its config.json."""
+    key_value_heads: int = 0
+    """Heads of keys and values, which several of attention share; 0: each has its own."""
+    head_width: int = 0
+    """Of one head; 0: width / heads."""
+    tied: bool = False
+    """Whether the embedding is the head as well."""
+    rows: int = 32_000
+    """Of the embedding, before any piece is added."""
+
+    @property
+    def kind(self) -> models.Architecture:
+        """What is known of its architecture."""
+        return models.architecture({"model_type": self.type}, f"the size's model.type {self.type}")
+
+    def config(self, rows: int = 0) -> dict[str, Any]:
+        """As config.json says it, with so many rows (0: its own)."""
+        return {
+            "model_type": self.type, "vocab_size": rows or self.rows, "hidden_size": self.width,
+            "intermediate_size": self.feed_forward, "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.key_value_heads or None,
+            "head_dim": self.head_width or None, "tie_word_embeddings": self.tied,
+        }  # fmt: skip
+
+    def sizes(self, rows: int = 0) -> dict[str, int]:
+        """By name, as zhllama.models has them."""
+        return self.kind.sizes(self.config(rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +271,8 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
         if value not in typing.get_args(hint):
             raise InputError(f"{field}: {value!r}; use {' or '.join(typing.get_args(hint))}")
         return value
+    if name == "type" and value not in models.ARCHITECTURES:
+        raise InputError(f"{field}: {value!r}; use {' or '.join(models.ARCHITECTURES)}")
     if isinstance(value, bool) != (hint is bool) or not isinstance(value, (int, float) if hint is float else hint):
         raise InputError(f"{field}: {value!r} where {WORDS[hint]} is needed")
     if name in _RATIOS and not 0 <= value < 1:

@@ -45,8 +45,13 @@ def shown_block(dataset: PackedDataset, index: int, encoder: Encoder) -> list[Sh
     """The documents of a block, in order."""
     ids, found = dataset.tokens(index).tolist(), []
     for start, learned_from, end in dataset.segments(index).tolist():
-        begins, ends = ids[start] == encoder.bos, ids[end - 1] == encoder.eos
-        body, prompt = ids[start + begins : end - ends], learned_from - start - begins
+        # without BOS nothing tells whether a document begins here
+        begins = encoder.bos is None or ids[start] == encoder.bos
+        ends = ids[end - 1] == encoder.eos
+        first = start + len(encoder.begin) * begins
+        body, prompt = ids[first : end - ends], learned_from - first
+        if encoder.bos is None and prompt == 1:  # the first id, which nothing foretells, is no prompt
+            prompt = 0
         masked, whole = encoder.decode(body[:prompt]), encoder.decode(body)
         # a part decoded alone loses the space it begins with, so the rest is taken from the whole
         learned = whole[len(masked) :] if whole.startswith(masked) else encoder.decode(body[prompt:])
@@ -76,7 +81,7 @@ def view(artifact: Artifact, count: int, split: str = TRAIN) -> "RenderableType"
         table.add_column("document", overflow="fold")
         for one in found:
             text = Text.assemble(
-                (encoder.pieces[encoder.bos] if one.begins else "⋯", special),
+                ("".join(encoder.pieces[at] for at in encoder.begin) if one.begins else "⋯", special),
                 (f"⟦{one.masked}⟧" if one.masked else "", "dim"),
                 (one.learned, "green" if one.masked and one.begins else ""),
                 # after a thin space, where a line may be broken, so that the name stays whole

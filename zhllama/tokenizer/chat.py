@@ -1,7 +1,7 @@
 """The ids of a conversation as a model's own chat template has it, and of text as serving engines read it.
 
 A conversation is rendered as transformers does it and cut at the special pieces that stand in the text; what lies
-between two is encoded by SentencePiece on its own. Engines read a special token in what a user says as that token;
+between two is encoded on its own. Engines read a special token in what a user says as that token;
 training, generate and evaluate (`trained`) read it as text. A template of somebody else's is rendered in a process of
 its own (zhllama/tokenizer/rendering.py).
 """
@@ -13,16 +13,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
 
 from zhllama.errors import InputError
 from zhllama.tokenizer import rendering
+from zhllama.tokenizer.encoder import Encoder
 from zhllama.tokenizer.prompt import AS_IS, BY_TEMPLATE, RECIPE
-from zhllama.tokenizer.sentencepiece_model import BYTE, CONTROL, UNKNOWN, parse_model
-from zhllama.tokenizer.vocabulary import Encoder
 
 Message = Mapping[str, str]
 """{"role", "content"}."""
@@ -70,7 +69,7 @@ class Chat:
         """The conversation as the template writes it, BOS and EOS among it. InputError as of `ids`."""
         try:
             ours = self._prompt is not None or self._template == AS_IS
-            if text := (rendering.render if ours else _renderer)(self._template, messages, self._names):
+            if text := (rendering.render if ours else _renderer)(self._template, messages, self._names(ours)):
                 return text
             raise ValueError("it writes nothing")
         except ValueError as error:
@@ -78,7 +77,7 @@ class Chat:
 
     def read(self, text: str) -> str:
         """What a model reads that is asked `text`, but for BOS."""
-        return self.text(asked(text)).removeprefix(self._names["bos_token"])
+        return self.text(asked(text)).removeprefix("".join(self.encoder.pieces[index] for index in self.encoder.begin))
 
     def fitting(self, messages: Sequence[Message], positions: int, room: int) -> list[Message]:
         """The newest messages that leave `room` for an answer, but never more than half of the positions; a question
@@ -94,39 +93,28 @@ class Chat:
         """The ids of a text as engines read it: a special token in it is that token."""
         ids: list[int] = []
         for part in self._cut.split(text):
-            special = self._special.get(part)
+            special = self.encoder.special.get(part)
             ids += self.encoder.encode(part) if special is None else [special]
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of ids as engines write it, special tokens among it. InputError for one that is no piece."""
-        pieces, said = parse_model(self.encoder.model).pieces, b""
-        if wrong := [index for index in ids if not 0 <= index < len(pieces)]:
-            raise InputError(f"{wrong[0]} is no id: there are {len(pieces)} pieces")
-        for of_bytes, run in groupby((pieces[index] for index in ids), lambda piece: piece.type == BYTE):
-            if not of_bytes:
-                said += "".join(
-                    piece.piece if piece.piece in self._special else piece.piece.replace("▁", " ") for piece in run
-                ).encode()
-                continue
-            content = bytes(int(piece.piece[1:-1], 16) for piece in run)
-            try:
-                content.decode()
-            except UnicodeDecodeError:
-                content = "\ufffd".encode() * len(content)
-            said += content
-        return said.decode().removeprefix(" ")
+        if wrong := [index for index in ids if not 0 <= index < self.encoder.size]:
+            raise InputError(f"{wrong[0]} is no id: there are {self.encoder.size} pieces")
+        return self.encoder.written(ids)
 
     def _parts(self, messages: Sequence[Message], trained: bool) -> list[int | str]:
         """The rendered text, cut: ids of special pieces, and texts to be encoded."""
         if not trained:
             text = self.text(messages)
-            return [self._special.get(part, part) for part in self._cut.split(text) if part]
+            return [self.encoder.special.get(part, part) for part in self._cut.split(text) if part]
         said = "".join(message["content"] for message in messages)
         literal, apart = islice((char for char in map(chr, _PRIVATE) if char not in said), 2)
 
         def hidden(message: Message) -> Message:
-            content = self._cut.sub(lambda found: f"{literal}{self._special[found[0]]}{literal}", message["content"])
+            content = self._cut.sub(
+                lambda found: f"{literal}{self.encoder.special[found[0]]}{literal}", message["content"]
+            )
             begin = apart if self._apart and message["role"] == "assistant" else ""
             return {**message, "content": begin + content}
 
@@ -136,7 +124,7 @@ class Chat:
         cut = re.compile(f"{self._cut.pattern}|{apart}")
         text = self.text([*map(hidden, messages)])
         parts = (part for part in cut.split(text) if part)
-        return [self._special[part] if part in self._special else shown(part) for part in parts]
+        return [self.encoder.special[part] if part in self.encoder.special else shown(part) for part in parts]
 
     @cached_property
     def _end(self) -> int:
@@ -152,26 +140,14 @@ class Chat:
         return self.encoder.eos
 
     @cached_property
-    def _special(self) -> dict[str, int]:
-        encoder, proto = self.encoder, parse_model(self.encoder.model)
-        named = {encoder.bos, encoder.eos, encoder.pad}
-        return {
-            piece.piece: index
-            for index, piece in enumerate(proto.pieces)
-            if piece.type in (CONTROL, UNKNOWN) or index in named
-        }
-
-    @cached_property
     def _cut(self) -> re.Pattern[str]:
-        return re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
+        return re.compile("(" + "|".join(map(re.escape, sorted(self.encoder.special, key=len, reverse=True))) + ")")
 
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        """What a template calls them."""
+    def _names(self, ours: bool) -> dict[str, str]:
+        """What a template calls them. Ours begin with BOS where training does."""
         encoder = self.encoder
-        ids = {"bos": encoder.bos, "eos": encoder.eos, "pad": encoder.pad}
-        ids["unk"] = parse_model(encoder.model).trainer_spec.unk_id
-        return {f"{name}_token": encoder.pieces[index] for name, index in ids.items() if index is not None}
+        told = {name: at for name, at in encoder.named.items() if name != "bos" or not ours or encoder.bos is not None}
+        return {f"{name}_token": encoder.pieces[index] for name, index in told.items()}
 
 
 class _Renderer:

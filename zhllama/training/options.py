@@ -11,8 +11,6 @@ from zhllama.artifacts.manifest import Input, digest_of
 from zhllama.errors import InputError
 from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
 
-LORA_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj"
-"""The seven projections of a LLaMA layer, as in the recipe."""
 SHIPPED_DEEPSPEED = ("zero2", "zero2_offload", "zero3")
 """Names that `--deepspeed` takes instead of a path: JSON files beside this one. docs/training.md says which is for
 what."""
@@ -111,8 +109,8 @@ class TrainingOptions(StageOptions):
     lora_dropout: float = -1.0
     """LoRA dropout; below 0: 0.05, or the continued adapter's."""
     lora_targets: str = ""
-    """Layers that get LoRA weights, by the last part of their name, comma-separated. Not given: the seven projections
-    of a LLaMA layer, or the continued adapter's."""
+    """Layers that get LoRA weights, by the last part of their name, comma-separated. Not given: every projection of a
+    layer, or the continued adapter's."""
     embedding_rows: Literal["auto", "all", "new"] = "auto"
     """Rows of embed_tokens and lm_head that are trained, where they are: all (the recipe), or those that
     extend_tokenizer added, for a fraction of the optimizer's memory. auto: all, or the continued adapter's."""

@@ -25,16 +25,16 @@ from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
 from zhllama.errors import InputError
+from zhllama.models import architecture
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
 from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.effective_model import DESCRIBED
-from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 from zhllama.tokenizer.prompt import BY_TEMPLATE, RECIPE
-from zhllama.tokenizer.sentencepiece_model import TOKENIZER_MODEL
 from zhllama.tokenizer.special_ids import special_ids
-from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.tokenizer.vocabulary import TOKENIZER_FILES, Encoder, load_encoder
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
 from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
@@ -54,7 +54,6 @@ from zhllama.weights.chat_template import (
     template_in,
 )
 from zhllama.weights.fit import lineage_of, weights_of
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
 from zhllama.weights.model_config import CONFIG, GENERATION, model_config
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
@@ -181,7 +180,7 @@ def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder
         prompt = taught(before[0]) if before else None
         template, why = chosen(inputs.model, before)
     positions = model_config(Checkpoint(inputs.model)).get("max_position_embeddings", 2048)
-    for name, content in tokenizer_files(encoder.model, positions, template).items():
+    for name, content in encoder.files(positions, template).items():
         out.add_bytes(name, content)
     out.facts |= {PROMPT_FACT: prompt.name if prompt else "", "chat_template": why}
     if prompt and BY_TEMPLATE.get(default_of(template_in(inputs.model, "--model"))) is not prompt:
@@ -197,7 +196,7 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     if HEAD in checkpoint.tensors and is_tied(checkpoint):
         trained = trained | {HEAD: trained[EMBEDDING]}
     rewritten = {checkpoint.info(name).file for name in trained}
-    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, GENERATION, README, TOKENIZER_MODEL, *DESCRIBED)
+    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, GENERATION, README, *TOKENIZER_FILES, *DESCRIBED)
     ours = {*rewritten, *own, *terms_in(inputs.model)}
     for name in inputs.model.names:
         if name not in ours and not is_template(name):
@@ -216,7 +215,8 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
                 stream.write(name, trained[name].to(kind) if name in trained else checkpoint.read(name))
             stream.close()
     said = {"Chat template": out.facts["chat_template"]}
-    write_card(out, inputs.model, "A LLaMA model whose embeddings were trained further.", said)
+    kind = architecture(settings[CONFIG], checkpoint.where)
+    write_card(out, inputs.model, f"A {kind.title} model whose embeddings were trained further.", said)
     out.facts["trained"] = sorted(trained)
     if "pieces_before" in inputs.model.manifest.facts:
         # the next phase may train the new rows alone: it has to know which they are

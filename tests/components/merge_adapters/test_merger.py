@@ -26,6 +26,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import RECIPE
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.safetensors_io import Checkpoint
@@ -417,9 +418,8 @@ def test_more_pieces_without_their_rows_are_refused_by_their_names(tmp_path, tin
 
 
 def of_fast(model: bytes) -> dict[str, bytes]:
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 
-    return {"tokenizer.json": tokenizer_files(model)["tokenizer.json"]}
+    return {"tokenizer.json": SentencePieceEncoder(model).files()["tokenizer.json"]}
 
 
 PADDING = {

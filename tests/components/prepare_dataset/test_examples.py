@@ -12,6 +12,7 @@ from components.prepare_dataset.examples import Examples, instruction_examples, 
 from zhllama.data.corpus import Documents
 from zhllama.data.packed import IGNORED
 from zhllama.tokenizer.prompt import DEFAULT, PROMPTS, RECIPE, Prompt, question_of
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import Encoder
 
 texts = st.text(
@@ -22,7 +23,7 @@ items = st.fixed_dictionaries({"instruction": texts, "input": st.just("") | text
 
 @pytest.fixture(scope="module")
 def encoder(llama_tokenizer) -> Encoder:
-    return Encoder(llama_tokenizer)
+    return SentencePieceEncoder(llama_tokenizer)
 
 
 def sample(item: dict[str, str], encoder: Encoder, block_size: int, prompted: Prompt) -> tuple[list[int], list[int]]:
