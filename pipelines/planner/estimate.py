@@ -64,7 +64,9 @@ class PlanRequest:
 
     @property
     def rows(self) -> int:
-        """Of the extended vocabulary, [PAD] included: 49,954 for the recipe's 20,000 Chinese pieces."""
+        """Of the vocabulary that is trained, [PAD] included: 49,954 for the recipe's 20,000 Chinese pieces."""
+        if self.values.get("tokenizer", self.size.tokenizer) == "keep":
+            return self.pieces or self.size.model.rows
         overlap = RECIPES_OVERLAP if self.size.model.rows == LLAMA_PIECES else 0
         return self.pieces or self.size.model.rows + max(self.size.vocab_size - overlap, 0) + 1
 

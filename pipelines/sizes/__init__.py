@@ -5,7 +5,6 @@ field or value is an InputError that names the file and the field.
 """
 
 import dataclasses
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ FOLDER = Path(__file__).parent
 STAGES = ("embeddings", "lora", "sft")
 """The three trainings: continued pre-training's two stages, then instruction tuning."""
 
+RECIPE = ("tiny", "7b", "13b", "33b", "65b")
+"""The sizes of LLaMA 1 and 2; others are called after their model."""
 SIZED = {"warmup_steps": "warmup_ratio", "weight_decay": "weight_decay", "save_steps": "save_steps",
          "deepspeed": "deepspeed"}  # fmt: skip
 """Options of a training that a size says and that are written into the compiled pipeline → what sizes call them."""
@@ -180,10 +181,10 @@ class Size:
 
     name: str
     model: Architecture
-    shards: int
-    """consolidated.NN.pth files of Meta's release."""
+    shards: int = 1
+    """consolidated.NN.pth files, where it is Meta's release that is fetched."""
     vocab_size: int
-    """Pieces of the Chinese tokenizer, before it is merged into LLaMA's."""
+    """Pieces of the Chinese tokenizer, before it is merged into the base's; of continued merges, the new ones."""
     block_size: int
     """Tokens per training block."""
     validation_fraction: float
@@ -196,6 +197,14 @@ class Size:
     lora: Training
     sft: Training
     serving: Serving
+    tokenizer: Literal["train", "continue", "keep"] = "train"
+    """What becomes of the base's vocabulary: a SentencePiece model is trained and appended, its own merges are
+    continued, or it is kept."""
+
+    @property
+    def served_as(self) -> str:
+        """What the served model is called where nothing is said: a name that Kubernetes takes."""
+        return f"llama-{self.name}" if self.name in RECIPE else self.name.replace(".", "-")
 
     def training(self, stage: str) -> Training:
         """The training of a stage: embeddings, lora or sft."""
@@ -208,9 +217,8 @@ Record = TypeVar("Record")
 
 
 def names() -> list[str]:
-    """The sizes that there are, smallest first."""
-    found = (path.stem for path in FOLDER.glob("*.yaml"))
-    return sorted(found, key=lambda name: (name != "tiny", int("0" + re.sub(r"\D.*", "", name)), name))
+    """The sizes that there are: the recipe's, smallest first, then those of today."""
+    return [*RECIPE, *sorted({path.stem for path in FOLDER.glob("*.yaml")} - {*RECIPE})]
 
 
 def load(name: str) -> Size:

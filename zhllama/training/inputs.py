@@ -16,7 +16,7 @@ from zhllama.models import architecture
 from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.inputs import Inputs
 from zhllama.tokenizer.vocabulary import Vocabulary, contract_of, has_tokenizer, load_encoder
-from zhllama.training.options import FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.training.options import FinetuneOptions, PretrainOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.adapter_config import AdapterConfig
 from zhllama.weights.beside import require_known_tokens
@@ -194,6 +194,8 @@ def lora_shape(
             raise InputError(f"{option} {said}: {where} has {had}; {mend}")
     if isinstance(options, FinetuneOptions) and options.train_embeddings and not have.embeddings:
         raise InputError(f"--train-embeddings: {where} has no trained embeddings; {mend}")
+    if isinstance(options, PretrainOptions) and options.freeze_embeddings and have.embeddings:
+        raise InputError(f"--freeze-embeddings: {where} has trained embeddings; {mend}")
     return have
 
 
