@@ -258,6 +258,9 @@ for training, called in TRAININGS.items():
             parameter(f"{training}_{name}", (options, option), of=called, fields=sized)
     compiled(f"{training}_nodes", (LaunchTraining, "nodes"), of=called, fields=(f"{training}.nodes",))
     for option in compiled_options(options):
+        if (training, option) == ("embeddings", "freeze_embeddings"):
+            # it would train nothing
+            continue
         sized = (f"{training}.{SIZED[option]}",) if option in SIZED else ()
         compiled(f"{training}_{option}", (options, option), of=called, fields=sized)
     compiled(

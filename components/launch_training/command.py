@@ -66,7 +66,7 @@ def on_hub(reference: str) -> bool:
 _ONLY_OF = {
     "--train-embeddings": ("sft",),
     "--also-lm-head": ("embeddings",),
-    "--freeze-embeddings": ("embeddings", "lora"),
+    "--freeze-embeddings": ("lora",),
 }
 """Switches that one training has. A KFP step passes them to each, as false."""
 
