@@ -33,7 +33,8 @@ def table() -> str:
         for size in loaded:
             names.setdefault(_code(shown_default(one, size)), []).append(size.name)
         most = max(names, key=lambda text: len(names[text]))
-        names = {text: of for text, of in names.items() if text != most} | {most: ["the others"]}
+        if len(names[most]) > 2:
+            names = {text: of for text, of in names.items() if text != most} | {most: ["the others"]}
         several = "; ".join(f"{', '.join(of)}: {text}" for text, of in names.items())
         default = several if len(names) > 1 else next(iter(names))
         when, kind = one.described()
