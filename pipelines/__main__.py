@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from pipelines.cli import artifacts, cluster, local, planning, runs
 from zhllama.errors import EXIT_INPUT
 from zhllama.stage.command_line import nearest
-from zhllama.stage.program import guarded
+from zhllama.stage.program import end, guarded
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         return given, unknown
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_INPUT, f"error: {message}; see {self.prog} --help\n")
+        end(EXIT_INPUT, f"error: {message}; see {self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -33,6 +33,7 @@ from components.serve.component import deploy
 from components.train_tokenizer.component import train_tokenizer
 from pipelines.configuration import Configuration
 from pipelines.machines import as_json, check_given, fixed_arguments, serving_machine, training_machine
+from pipelines.manifests.check.go_yaml import quoted
 from pipelines.settings import GENERATED
 from pipelines.steps import Steps
 from zhllama import storage
@@ -247,7 +248,7 @@ def compile_pipeline(told: Configuration, path: Path) -> list[tuple[str, str]]:
         with temporary_folder() as folder:
             whole = Path(folder, "pipeline.yaml")
             compiler.Compiler().compile(adapt_llama(told, made), str(whole))
-            storage.write_bytes(str(path), whole.read_bytes())
+            storage.write_bytes(str(path), quoted(whole.read_text(encoding="utf-8")).encode())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; choose another place") from error
     return made

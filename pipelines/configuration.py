@@ -196,7 +196,8 @@ def typed_value(name: str, value: Any, where: str) -> Value:
 def check_addresses(text: str, where: str) -> None:
     """InputError for an address of a kind that nothing reads, and for a bucket that cannot be."""
     for part in text.split(","):
-        kind = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", part.strip())
+        # "hf:0.9" may be a folder with its weight
+        kind = re.match(rf"([A-Za-z][A-Za-z0-9+.-]*):/|({'|'.join(_KINDS)}):(?![0-9.]+$)", part.strip())
         if kind and (kind[1] not in _KINDS or not part.strip().startswith(f"{kind[1]}://")):
             raise InputError(f"{where}: {part}: unknown kind of address; use s3://bucket/prefix, hf://name or a path")
         # shorter ones stand for a name, in examples; the store refuses them
@@ -332,7 +333,11 @@ def check_for_cluster(made: Configuration) -> None:
     if made["backend"] == "local":
         raise InputError("--set backend=local: steps of a cluster train nothing themselves; use pytorchjob or trainjob")
     store = str(made["store"] or "")
-    if not storage.is_s3(storage.normalise(store)):
+    try:
+        shared = storage.is_s3(storage.normalise(store))
+    except InputError as error:
+        raise InputError(f"--set store={store}: {error}") from error
+    if not shared:
         raise InputError(f"--set store={store}: steps of a cluster share S3 alone; give s3://bucket/prefix")
     for name, setting in SETTINGS.items():
         for part in str(made[name] or "").split(",") if setting.address else ():

@@ -21,7 +21,7 @@ from components.serve.options import Serve
 from components.train_tokenizer.options import TrainTokenizer
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import Value, text_of
-from pipelines.settings import ADAPTER, MACHINE, OPTIONS, SERVED, SETTINGS, compiled_options, of_all
+from pipelines.settings import ADAPTER, GENERATED, MACHINE, OPTIONS, SERVED, SETTINGS, compiled_options, of_all
 from pipelines.sizes import SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
@@ -79,11 +79,16 @@ def training_arguments(
     size: Size, stage: str, given: Mapping[str, str], more: str, values: Mapping[str, Value]
 ) -> list[str]:
     """The training's own arguments. InputError for what the training would not take."""
-    try:
-        words = shlex.split(training_text(size, stage, more, values))
-    except ValueError as error:
-        raise InputError(f"--arguments {more}: {error}; quote it as in a shell") from error
+    _words(more)
+    words = shlex.split(training_text(size, stage, more, values))
     return launched_arguments(stage=stage, output="", more=tuple(words), **{"adapter": "", **given})
+
+
+def _words(arguments: str) -> list[str]:
+    try:
+        return shlex.split(arguments)
+    except ValueError as error:
+        raise InputError(f"--arguments {arguments}: {error}; quote it as in a shell") from error
 
 
 def training_text(size: Size, stage: str, more: str, values: Mapping[str, Value]) -> str:
@@ -117,27 +122,50 @@ def check_given(told: Configuration) -> None:
         serving_machine(told)
 
 
+def check_generation(told: Configuration) -> None:
+    """InputError, by the names of `--set`, for a run whose instructions no model could be asked for: nobody is named,
+    nothing says when to stop, … A pipeline that is only compiled may be told later."""
+    if told.shape.instructions == "generate":
+        names = {option: f"generate_{option}" for option in (*GENERATED, "concurrency", "batch")}
+        words = [f"{option_of(option)}={text_of(told[name])}" for option, name in names.items() if told[name] != ""]
+        called = names | {"import_from": "import_instructions"}
+        with _by_settings(told, {option: (name,) for option, name in called.items()}):
+            parse(GenerateInstructions, [f"--store={_ANYWHERE}", *words])
+
+
 @contextmanager
 def _by_settings(told: Configuration, names: Mapping[str, tuple[str, ...]]) -> Iterator[None]:
-    """Errors name settings. names: option → the settings that it comes of; the first that was given, else the first."""
+    """Errors name settings. names: option → the settings that it comes of; the first that was given, else the first.
+    What was given as one text is left as it is there, after the text's own name."""
+    texts = [one for one in names.get("arguments", ()) if one in told.given]
+    within = {_named(word.partition("=")[0]) for one in texts for word in told[one].split() if word.startswith("--")}
 
     def setting(found: re.Match[str]) -> str:
-        those = names.get(found[1].replace("-", "_"), ())
+        those = () if _named(found[0]) in within else names.get(_named(found[0]), ())
         return f"--set {next((one for one in those if one in told.given), those[0])}" if those else found[0]
 
     try:
         yield
     except InputError as error:
-        said = re.sub(r"--([a-z0-9]+(?:[-_][a-z0-9]+)*)", setting, str(error))
+        said = _OPTION.sub(setting, str(error))
         # a word that is no option of a training can only be among those that are given as one text
-        texts = [one for one in names.get("arguments", ()) if one in told.given and said.startswith("components.")]
-        raise InputError(f"--set {texts[0]}: {said}" if texts else said) from error
+        in_text = said.startswith("components.") or any(_named(one) in within for one in _OPTION.findall(str(error)))
+        unnamed = in_text and texts and not said.startswith(f"--set {texts[0]} ")
+        raise InputError(f"--set {texts[0]}: {said}" if unnamed else said) from error
+
+
+_OPTION = re.compile(r"--[a-z0-9]+(?:[-_][a-z0-9]+)*")
+
+
+def _named(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
 
 
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:
     """launch_training's options for the machines of a training. InputError for what no job can be made of."""
     addresses = {"store": _ANYWHERE, "model": _ANYWHERE, "dataset": _ANYWHERE}
     with _by_settings(told, _settings_of(training)):
+        _words(told[f"{training}_arguments"])
         launch = launch_options(told, training, fixed_arguments(told, training), backend=told["backend"], **addresses)
         if launch.backend != "local":
             job = launch.job("run", (), {})
@@ -197,6 +225,8 @@ def serving_machine(told: Configuration) -> dict[str, Any]:
     machine = {name: told[_CALLED.get(name, name)] for name in names} | _secrets(told)
     # that setting stands over what the size says, and is None where nobody says it
     machine["gpu_resource"] = told.size.serving.gpu
+    if told["deploy"] != "none" and told["gpu_resource"] == "":
+        raise InputError("--set gpu_resource: a served model runs on GPUs; name them, or leave deploy out")
     machine["openshift"] = machine["openshift"] or told["run_as_user"] == "none"
     with _by_settings(told, {name: (_CALLED.get(name, name),) for name in machine}):
         server_of(parse(Serve, [f"--model={_ANYWHERE}", f"--machine={as_json(machine)}"]))

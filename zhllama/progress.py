@@ -50,7 +50,9 @@ def _rows() -> Any:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as RichProgress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"))
+    # a title names what others named
+    title = TextColumn("{task.description}", markup=False)
+    columns = (title, BarColumn(), TextColumn("{task.fields[shown]}", markup=False))
     return RichProgress(*columns, console=terminal.console(sys.stderr), transient=True)
 
 

@@ -18,7 +18,7 @@ _AFTER = re.compile(
     r"""(?ix)
     ( (?:authorization|x-api-key|api[-_]key)['"]?\s*[:=]\s*
       (?: ['"]?(?:bearer|basic|digest|negotiate|aws4-hmac-sha256)\s+ | ['"]
-        | (?![a-z']{1,15}[\s,.;:]\s*[a-z]) )  # `API_KEY: an API key has …` is a sentence
+        | (?!(?<=:\s)[a-z']{1,15}[\s,.;:]\s*[a-z]) )  # `API_KEY: an API key has …` is a sentence
     | \bbearer\s+ (?!(?:[a-z]{1,7}|auth[a-z]*|[a-z]*tokens?)(?![^\s,.;:)]))
     | \b(?:x-(?:amz|goog)-)?(?:signature|credential|security-token|awsaccesskeyid)=
     | ://[^\s/:@]+: (?=[^\s/@]+@)

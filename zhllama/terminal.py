@@ -49,8 +49,8 @@ def styled(stream: TextIO) -> TextIO:
 
 
 def console(file: TextIO | None = None, **settings: Any) -> "Console":
-    """Rich's console, on standard output."""
-    return _kind()(file=styled(file or sys.stdout), **settings)
+    """Rich's console, on standard output. Texts are what they are: `[/x]` in a name is no markup."""
+    return _kind()(file=styled(file or sys.stdout), markup=False, emoji=False, **settings)
 
 
 @cache

@@ -9,6 +9,8 @@ import re
 
 import h11
 
+MOST_PIECES = 10_000
+"""Of a body: each takes as long as some kilobytes, and a chunk may have one byte (4 MiB so: 10 s for everybody)."""
 _END = re.compile(rb"\n\r?\n")
 _FIRST_LINE = re.compile(rb"[!-~]+ /[!-~]* HTTP/1\.[01]")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.%]+\]|[\w.~-]*)(?::\d*)?")
@@ -19,6 +21,7 @@ class StrictConnection(h11.Connection):
     """Its next_event raises RemoteProtocolError for more than h11's; `why` says what was wrong."""
 
     why = ""
+    _pieces = 0
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
@@ -27,6 +30,11 @@ class StrictConnection(h11.Connection):
                 if (end := _END.search(content)) and (wrong := _wrong(content[: end.end()])):
                     raise h11.RemoteProtocolError(wrong)
             event = super().next_event()
+            if isinstance(event, h11.Request):
+                self._pieces = 0
+            self._pieces += isinstance(event, h11.Data)
+            if self._pieces > MOST_PIECES:
+                raise h11.RemoteProtocolError(f"the body comes in more than {MOST_PIECES:,} pieces")
             if isinstance(event, h11.EndOfMessage) and event.headers:
                 raise h11.RemoteProtocolError("there are headers behind the body")
         except h11.RemoteProtocolError as error:

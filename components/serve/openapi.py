@@ -33,13 +33,14 @@ def described(limits: Limits) -> dict[str, Any]:
     def operation(table: Mapping[str, Schema], required: list[str], stream: bool = False) -> dict[str, Any]:
         known = {**table, **limits.takes, **fields.NOTHING} if stream else {**table}
         known |= {other: known[name] for other, name in fields.OTHER_NAMES.items() if name in known}
-        # null is as if it were not said
+        # null is as if it were not said, whatever it is called
+        nothing = {"type": "null"}
         properties: dict[str, Any] = {
-            name: one if name in required else {"anyOf": [one, {"type": "null"}]}
+            name: one if name in required else {"anyOf": [one, nothing]}
             for name, one in known.items() if name not in limits.refuses
         }  # fmt: skip
         properties["model"] = {"enum": [limits.name]}
-        body = {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
+        body = {"type": "object", "required": required, "properties": properties, "additionalProperties": nothing}
         kinds: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if stream:
             kinds["text/event-stream"] = {}

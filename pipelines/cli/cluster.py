@@ -183,7 +183,7 @@ def parameters(given: argparse.Namespace) -> None:
     size = sizes.load(given.size)
     table = Table("setting", "of", "type", "default", "", box=None, padding=(0, 2, 0, 0))
     for group, settings in groupby(SETTINGS.values(), lambda one: one.group):
-        table.add_row(f"\n[bold]{group}")
+        table.add_row(Text(f"\n{group}", "bold"))
         for one in settings:
             table.add_row(one.name, *one.described(), Text(shown_default(one, size)), Text(one.note))
     options.console().print(table)

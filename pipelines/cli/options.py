@@ -117,7 +117,12 @@ def configured(
             option = {"step_labels": "label", "step_annotations": "annotation"}.get(name, name.replace("_", "-"))
             raise InputError(f"--set {name}: it is given by --{option} too; keep one")
     told = configure(given.size, texts | said, given.config, defaults=defaults, write=write)
-    use_images(told["registry"], told["tag"], Path(told["digests"]) if told["digests"] else None)
+    try:
+        use_images(told["registry"], told["tag"], Path(told["digests"]) if told["digests"] else None)
+    except InputError as error:
+        raise InputError(
+            str(error).replace("--digests", "--set digests" if "digests" in texts else "--digests")
+        ) from error
     return told
 
 

@@ -156,11 +156,14 @@ def check(given: argparse.Namespace) -> None:
 
     from pipelines.manifests.check.check import check as check_files
     from pipelines.manifests.check.check import node_of
+    from zhllama.kubernetes.names import check_namespace
 
     if not given.files and sys.stdin.isatty():
         raise InputError("check: give files or folders, or pipe manifests into it")
     paths = [Path(file) for file in given.files or ["-"]]
     node = node_of(given.largest_node)
+    if given.namespace:
+        check_namespace("--namespace", given.namespace)
     found = check_files(paths, given.crds, node, given.pod_security, given.kubernetes, given.namespace)
     console = terminal.console(soft_wrap=True)
     for finding in found:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pipelines.cli import options
+from pipelines.kubeflow.answers import Deleted
 from pipelines.kubeflow.runs import CANCELLED, DONE, FAILED, NOT_RUN, PENDING, UNKNOWN, Run, Step, word
 from zhllama import terminal
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT
@@ -71,6 +72,7 @@ def submit(given: argparse.Namespace) -> None:
     from pipelines.configuration import check_for_cluster
     from pipelines.local.ir import read_package
     from pipelines.local.plan import checked_arguments
+    from pipelines.machines import check_generation
 
     name = given.pipeline or f"adapt-llama-{given.size}"
     with temporary_folder() as folder:
@@ -80,13 +82,14 @@ def submit(given: argparse.Namespace) -> None:
         checked = checked_arguments(read_package(package), told.arguments)
         arguments = {name: checked[name] for name in told.arguments}
         check_for_cluster(told)
+        check_generation(told)
         with _connected(given) as kubeflow:
             run = kubeflow.start(
                 package, arguments, pipeline=name, run_name=given.run_name or name, experiment=given.experiment
             )
             print(f"{given.ui.rstrip('/') or kubeflow.address}/#/runs/details/{run}")
             if given.wait:
-                _follow(kubeflow, run)
+                _follow(kubeflow, run, goes_on=True)
 
 
 def status(given: argparse.Namespace) -> None:
@@ -114,13 +117,15 @@ def reap(given: argparse.Namespace) -> None:
     print(f"{len(lines)} orphaned training {'job' if len(lines) == 1 else 'jobs'}", file=sys.stderr)
 
 
-def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
+def _follow(kubeflow: "Kubeflow", run_id: str, goes_on: bool = False) -> None:
     """A line for every change, to stderr; then the end of this process is the run's: 0, 1, 2 where the step that failed
-    first found its input wrong, or 143 when cancelled."""
+    first found its input wrong, or 143 when cancelled. goes_on: whether it is known that there is such a run: whatever
+    ends the following (a session that is over, SIGTERM) is not taken for the run's end."""
     shown: dict[str, str] = {}
     noted = False
     try:
         for run in kubeflow.follow(run_id):
+            goes_on = True
             if run.note and not run.over and not noted:
                 say(f"{datetime.now(UTC):%H:%M:%S} note: {run.note}", sys.stderr)
                 noted = True
@@ -130,8 +135,9 @@ def _follow(kubeflow: "Kubeflow", run_id: str) -> None:
                 if step.state != NOT_RUN and shown.get(step.task) != line:
                     say(f"{datetime.now(UTC):%H:%M:%S} {line}", sys.stderr)
                 shown[step.task] = line
-    except KeyboardInterrupt:
-        print(f"no longer followed; the run goes on: zhllama status {run_id}, zhllama cancel {run_id}", file=sys.stderr)
+    except BaseException as error:
+        if goes_on and not isinstance(error, Deleted):
+            say(f"no longer followed; the run goes on: zhllama status {run_id}, zhllama cancel {run_id}", sys.stderr)
         raise
     _show(run, sys.stderr)
     first = run.failed_first

@@ -42,6 +42,10 @@ class Gone(NotThere):
     """The server says that it does not have it."""
 
 
+class Deleted(StorageFault):
+    """A run that was there is no more."""
+
+
 def _read(body: Any) -> tuple[str, dict[str, Any]]:
     """An answer's text, and what it holds where it is a JSON object."""
     text = body.decode(errors="replace") if isinstance(body, bytes) else str(body or "")

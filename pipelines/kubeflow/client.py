@@ -22,7 +22,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipelines.kubeflow.answers import Gone, NoAnswer, NotThere, Server, beyond_latin1
+from pipelines.kubeflow.answers import Deleted, Gone, NoAnswer, NotThere, Server, beyond_latin1
 from pipelines.kubeflow.connection import Connection
 from pipelines.kubeflow.environment import authorities_for, credentials, proxy_to
 from pipelines.kubeflow.runs import CANCELING, DONE, FAILED, QUIET, Run, run_of, settled, titles_of, word
@@ -278,7 +278,7 @@ class Kubeflow:
             except Gone:
                 if last is None and run_id not in self._started:
                     raise
-                raise StorageFault(f"the run was deleted ({run_id})") from None
+                raise Deleted(f"the run was deleted ({run_id})") from None
             except StorageFault:
                 if time.monotonic() - answered > PATIENCE:
                     raise

@@ -10,8 +10,8 @@ from typing import Any
 from zhllama.artifacts import yaml_file
 from zhllama.errors import InputError
 
-LONGEST = 16 * 2**20
-"""Bytes of a file: a hundred times our own pipeline."""
+LONGEST = 4 * 2**20
+"""Bytes of a file: twenty times our own pipeline, and more than a cluster takes in one Workflow."""
 LONGEST_NAME = 200
 DEEPEST = 50
 """Sub-pipelines inside one another."""
@@ -79,9 +79,12 @@ MEANINGLESS = keys(
 def documents_of(path: Path) -> list[Any]:
     """A file's documents. InputError for what no compiled pipeline is."""
     try:
-        if path.stat().st_size > LONGEST:
+        with open(path, "rb") as file:
+            # its size says nothing where it is a device
+            content = file.read(LONGEST + 1)
+        if len(content) > LONGEST:
             raise InputError(f"{path}: it has more than {LONGEST:,} bytes; give a compiled pipeline")
-        found = yaml_file.documents_of(path.read_text(encoding="utf-8"), aliases=False)
+        found = yaml_file.documents_of(content.decode(), aliases=False)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a compiled pipeline") from error
     except ValueError as error:

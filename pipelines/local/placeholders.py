@@ -35,6 +35,8 @@ _ENDS = {
     "outputs.artifacts": ("uri", "path"),
 }
 _OUTPUT_FILE = ".outputs.output_file"
+MOST = 2**24
+"""Characters in all that a step's placeholders may become: no command takes a tenth of it."""
 _LAUNCHERS = "$.outputs"
 """What makes the driver leave a word alone."""
 
@@ -179,6 +181,14 @@ class Surroundings:
     output_parameters: Mapping[str, str] = field(default_factory=dict)
     output_artifacts: Mapping[str, str] = field(default_factory=dict)
     output_file: str = ""
+    _room: list[int] = field(default_factory=lambda: [MOST], init=False, repr=False, compare=False)
+
+    def _put(self, text: str) -> str:
+        """What a placeholder becomes. InputError where all of them become more than any command takes."""
+        self._room[0] -= len(text)
+        if self._room[0] < 0:
+            raise InputError(f"its placeholders become more than {MOST:,} characters")
+        return text
 
     def executor_input(self) -> str:
         """`{{$}}`: everything at once, as JSON, in which the launcher replaces what a constant names."""
@@ -198,7 +208,7 @@ class Surroundings:
 
         def replace(match: re.Match[str]) -> str:
             kind, name = _named(match[1])
-            return driver_text_of(self._passed(name)) if kind == "inputs.parameters" else match[0]
+            return self._put(driver_text_of(self._passed(name))) if kind == "inputs.parameters" else match[0]
 
         return _PLACEHOLDER.sub(replace, text)
 
@@ -210,7 +220,7 @@ class Surroundings:
             "outputs.artifacts": self.output_artifacts,
         }
 
-        def replace(match: re.Match[str]) -> str:
+        def replaced(match: re.Match[str]) -> str:
             kind, name = _named(match[1])
             if kind == "inputs.parameters":
                 value = self._passed(name)
@@ -220,7 +230,7 @@ class Surroundings:
                 return paths[kind][name]
             return self.output_file if match[1] == _OUTPUT_FILE else self.executor_input()
 
-        return _PLACEHOLDER.sub(replace, text)
+        return _PLACEHOLDER.sub(lambda match: self._put(replaced(match)), text)
 
     def _passed(self, name: str) -> Value:
         if name not in self.parameters:

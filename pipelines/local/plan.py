@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from graphlib import CycleError, TopologicalSorter
+from heapq import heappop, heappush
 from typing import Any
 
 from pipelines.local.ir import Component, Constant, FromParent, FromTask, Package, Source, Task
@@ -260,15 +262,20 @@ class Snapshot:
 
 def _unfold(package: Package, graph: Component, path: Path) -> Iterator[tuple[Path, Task, Component]]:
     """The tasks of a graph, each after those it waits for; InputError for a circle."""
-    left = dict(graph.tasks)
-    while left:
-        free = [name for name, task in left.items() if not set(task.waits_for) & set(left)]
-        if not free:
-            raise InputError(f"{graph.name}: {', '.join(sorted(left))} wait for each other")
+    order = TopologicalSorter({name: task.waits_for for name, task in graph.tasks.items()})
+    try:
+        order.prepare()
+    except CycleError as error:
+        raise InputError(f"{graph.name}: {', '.join(sorted(set(error.args[1])))} wait for each other") from error
+    free: list[tuple[list[Any], str]] = []
+    while order.is_active():
+        for name in order.get_ready():
+            heappush(free, (_numbered(name), name))
         # one at a time, so that a line of tasks is followed to its end where the names allow it; `merge-2` before
         # `merge-11`: kfp numbers tasks of one name in the order in which they were written
-        name = min(free, key=_numbered)
-        task = left.pop(name)
+        _, name = heappop(free)
+        order.done(name)
+        task = graph.tasks[name]
         component = package.components[task.component]
         yield (*path, name), task, component
         yield from _unfold(package, component, (*path, name))

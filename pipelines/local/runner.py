@@ -203,15 +203,15 @@ class _Run:
             things = {name: str(outputs / name) for name in node.component.output_artifacts}
             around = Surroundings(parameters, artifacts, files, things, str(outputs / "executor_output.json"))
             words = self._plan.words(node, around)
+            # what a task gets beside them is for its pod, or stands in one of them
+            given = {
+                name: around.launcher(value) if isinstance(value, str) else value
+                for name, value in parameters.items()
+                if name in node.component.parameters
+            }
         except InputError as error:
             storage.write_bytes(str(row.log), f"error: {error}\n".encode())
             return self._fail(node, EXIT_INPUT, str(error).removeprefix(f"{node.name}: "))
-        # what a task gets beside them is for its pod, or stands in one of them
-        given = {
-            name: around.launcher(value) if isinstance(value, str) else value
-            for name, value in parameters.items()
-            if name in node.component.parameters
-        }
         key = await asyncio.to_thread(key_of, [word.replace(str(outputs), "") for word in words], given)
         record = read_record(folder)
         if record is not None and record.key == key and await asyncio.to_thread(record.still_there):

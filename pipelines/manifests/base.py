@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.manifests.check.go_yaml import quoted
 from zhllama.errors import InputError
 from zhllama.kubernetes.model_server import KEY
 from zhllama.kubernetes.names import check_namespace
-from zhllama.kubernetes.network_policy import S3Network, ports
+from zhllama.kubernetes.network_policy import S3Network, check_range, ports
 from zhllama.stage.command_line import nearest
 from zhllama.stage.images import VERSION, image
 from zhllama.storage.private import temporary_folder
@@ -44,7 +45,7 @@ def base_objects(
     if namespace:
         check_namespace("--namespace", namespace)
         # unlike `namespace`, it also names the namespace of accounts that are not ours
-        wanted["transformers"] = [_NAMESPACE.format(namespace)]
+        wanted["transformers"] = [quoted(_NAMESPACE.format(namespace))]
     elif not with_namespace:
         raise InputError("--without-namespace: whose namespace is it? Name it with --namespace")
     if components is None:
@@ -72,7 +73,9 @@ def base_objects(
 def _network(objects: list[dict[str, Any]], s3: S3Network, api_cidrs: Sequence[str]) -> list[dict[str, Any]]:
     """The objects, with the policies' rules of S3, of names and of the API server as they are known: what is named is
     no more open to every address (components/open-https)."""
-    api = [one["to"][0] for cidr in api_cidrs for one in S3Network(cidrs=(cidr,)).egress()]
+    for cidr in api_cidrs:
+        check_range("--api-cidr", cidr)
+    api = [{"ipBlock": {"cidr": cidr}} for cidr in api_cidrs]
     named, found, reached = bool(s3.cidrs or s3.namespaces), [], bool(api)
     for value in objects:
         if value["kind"] == "NetworkPolicy" and value["spec"].get("egress"):
@@ -127,7 +130,7 @@ def _kustomized(wanted: dict[str, Any]) -> list[dict[str, Any]]:
         for field in ("resources", "components"):
             # kustomize takes relative folders only
             wanted[field] = [os.path.relpath(K8S / part, folder) for part in wanted.get(field, ())]
-        (folder / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
+        (folder / "kustomization.yaml").write_text(quoted(yaml.safe_dump(wanted)))
         done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"kubectl kustomize: {' '.join(done.stderr.split())}")

@@ -13,6 +13,7 @@ from components.launch_training.command import command_line
 from pipelines import sizes
 from pipelines.configuration import configure
 from pipelines.machines import launch_options, training_arguments, training_text
+from pipelines.manifests.check.go_yaml import quoted
 from pipelines.manifests.serving import model_server
 from pipelines.sizes import Size
 from zhllama import storage
@@ -74,7 +75,7 @@ def yaml_of(objects: Iterable[Mapping[str, Any]]) -> str:
 
     plain: Any = type("Plain", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
     plain.add_representer(str, lines)
-    return str(yaml.dump_all(objects, Dumper=plain, sort_keys=False, width=120))
+    return quoted(yaml.dump_all(objects, Dumper=plain, sort_keys=False, width=120))
 
 
 def examples() -> dict[str, str]:

@@ -34,7 +34,7 @@ def figures(plan: Plan) -> Figures:
         "at the peak, a GPU" if gpu else "at the peak, a process": {
             **{name: gigabytes(count) if count else "-" for name, count in plan.phase.parts.items()},
             "beside tensors": gigabytes(plan.needed - plan.phase.total),
-            "needed": f"[bold]{gigabytes(plan.needed)}[/]",
+            "needed": gigabytes(plan.needed),
             "there": gigabytes(gpu.memory) if gpu else "",
             "": _verdict(plan.fits) if gpu else "",
             "the peak is at": plan.phase.name,
@@ -48,7 +48,7 @@ def figures(plan: Plan) -> Figures:
             "steps": f"{plan.steps:,}",
             "tokens": f"{tokens / 1e9:.2f} billion" if tokens >= 10**9 else f"{tokens / 1e6:.1f} million",
             "tokens a second": f"{plan.tokens_per_second:,.0f}" if plan.tokens_per_second else "",
-            "time": f"[bold]{hours(plan.seconds)}[/]" if plan.seconds else "",
+            "time": hours(plan.seconds) if plan.seconds else "",
             "sent a step, by each": gigabytes(plan.exchanged),
         },
         "S3": {
@@ -75,24 +75,35 @@ def serving_figures(plan: ServingPlan) -> Figures:
 
 
 def _verdict(fits: bool) -> str:
-    return "[bold green]fits[/]" if fits else "[bold red]does not fit[/]"
+    return _FITS if fits else "does not fit"
+
+
+_FITS = "fits"
+
+
+def _looks(label: str, cell: str) -> str:
+    """A cell's style."""
+    if label:
+        return "bold" if label in ("needed", "time") else ""
+    return "bold green" if cell == _FITS else "bold red"
 
 
 def table(columns: Mapping[str, Figures]) -> "Table":
     """Stages side by side: what they are called → their figures. What none of them has is left out."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     found.add_column("", no_wrap=True)
     for stage in columns:
         found.add_column(stage, justify="right", min_width=15, no_wrap=True)
     for title, rows in next(iter(columns.values())).items():
-        found.add_row(f"[bold]{title}[/]")
+        found.add_row(Text(title, "bold"))
         for label in rows:
             cells = [shown[title][label] for shown in columns.values()]
             if any(cells):
-                found.add_row(f"  {label}", *cells)
+                found.add_row(f"  {label}", *(Text(cell, _looks(label, cell)) for cell in cells))
     return found
 
 
@@ -135,12 +146,14 @@ def other_batches(plans: Sequence[Plan], size: Size) -> list[str]:
 
 
 def show(console: "Console", title: str, found: "Table", notes: Sequence[str], warned: Sequence[str]) -> None:
-    console.print(f"[bold]{title}[/]\n")
+    from rich.text import Text
+
+    console.print(f"{title}\n", style="bold")
     console.print(found, "")
     for line in notes:
         console.print(line, style="dim")
     for line in warned:
-        console.print(f"[bold yellow]warning[/] {line}")
+        console.print(Text.assemble(("warning", "bold yellow"), f" {line}"))
 
 
 def record(plan: Plan, remedies: Sequence[str], warned: Sequence[str], kinds: Sequence[str]) -> dict[str, Any]:

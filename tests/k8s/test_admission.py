@@ -25,7 +25,7 @@ OURS = {"data": {"names": "zhllama-* team-s3"}}
 
 def policies() -> dict[str, Any]:
     found = {}
-    for name in ("secrets", "network-policies", "reaper-jobs"):
+    for name in ("secrets", "network-policies", "services", "pod-monitors", "reaper-jobs"):
         policy, binding = yaml.safe_load_all((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
         assert binding["spec"]["policyName"] == policy["metadata"]["name"]
         assert binding["spec"]["validationActions"] == ["Deny"]
@@ -261,6 +261,78 @@ def test_no_account_of_the_namespace_touches_another_policy(cluster: list[Object
             assert by(account, "DELETE", policy) == ""
 
 
+# --- Services and PodMonitors -----------------------------------------------------------------------------------------
+
+
+def of_server(value: Object, operation: str = "CREATE", old: Object | None = None, account: str = ACCOUNT) -> str:
+    request = {"operation": operation, "namespace": "zhllama", "userInfo": {"username": account}}
+    new = None if operation == "DELETE" else value
+    name = {"Service": "zhllama-services", "PodMonitor": "zhllama-pod-monitors"}[value["kind"]]
+    return refusal(name, request=request, object=new, oldObject=value if new is None else old)
+
+
+def with_fields(value: Object, **fields: Any) -> Object:
+    return {**value, "spec": {**value["spec"], **fields}}
+
+
+SERVER = model_server(sizes.load("7b"))
+SERVICE, MONITOR = SERVER.service(), SERVER.pod_monitor()
+PUBLIC = with_fields(SERVICE, type="LoadBalancer", externalIPs=["192.0.2.1"])
+
+
+def test_an_account_makes_and_deletes_services_and_monitors_of_servers():
+    for value in (SERVICE, with_fields(SERVICE, type="ClusterIP", clusterIP="10.0.0.1"), MONITOR):
+        for operation in ("CREATE", "UPDATE", "DELETE"):
+            assert of_server(value, operation, value if operation == "UPDATE" else None) == ""
+    # a person has made it public: applied again it stays so, and it can be taken back
+    assert of_server(PUBLIC, "UPDATE", PUBLIC) == ""
+    assert of_server(PUBLIC, "DELETE") == ""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        with_fields(SERVICE, selector={"app": "seaweedfs"}),
+        with_fields(SERVICE, selector={"app.kubernetes.io/name": "zhllama-serving"}),
+        {**SERVICE, "spec": {"ports": [{"port": 80}]}},
+        {**SERVICE, "spec": {"type": "ExternalName", "externalName": "evil.example"}},
+        with_fields(MONITOR, selector={}),
+        with_fields(MONITOR, selector={"matchExpressions": [{"key": "a", "operator": "Exists"}]}),
+    ],
+)
+def test_no_account_of_the_namespace_touches_another_service_or_monitor(value):
+    mine = SERVICE if value["kind"] == "Service" else MONITOR
+    for said in (of_server(value), of_server(value, "DELETE"), of_server(mine, "UPDATE", value)):
+        assert "of a served model alone" in said
+    assert "of a served model alone" in of_server(value, "UPDATE", mine)
+    for account in ("jane", "system:serviceaccount:kserve:kserve-controller-manager"):
+        assert of_server(value, account=account) == ""
+
+
+@pytest.mark.parametrize("fields", [{"type": "NodePort"}, {"type": "LoadBalancer"}, {"externalIPs": ["192.0.2.1"]}])
+def test_no_account_of_the_namespace_takes_an_address_for_a_service(fields):
+    for old in (None, SERVICE):
+        said = of_server(with_fields(SERVICE, **fields), "UPDATE" if old else "CREATE", old)
+        assert "without externalIPs" in said
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bearerTokenSecret": {"name": "s", "key": "k"}},
+        {"basicAuth": {"password": {"name": "s", "key": "k"}}},
+        {"authorization": {"credentials": {"name": "s", "key": "k"}}},
+        {"oauth2": {}},
+        {"tlsConfig": {}},
+        {"proxyConnectHeader": {}},
+    ],
+)
+def test_no_monitor_sends_a_secret(fields):
+    endpoints = [*MONITOR["spec"]["podMetricsEndpoints"], {"port": "http", **fields}]
+    assert "may name a secret" in of_server(with_fields(MONITOR, podMetricsEndpoints=endpoints))
+    assert "may name a secret" in of_server(with_fields(MONITOR, namespaceSelector={"any": True}))
+
+
 # --- where ------------------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +341,7 @@ def test_they_are_the_clusters_and_hold_where_the_label_is(overlay):
     objects = build(overlay)
     labels = of_kind(objects, "Namespace")["zhllama"]["metadata"]["labels"]
     found = [one for one in objects if one["kind"].startswith("ValidatingAdmissionPolicy")]
-    assert len(found) == 6
+    assert len(found) == 10
     for one in found:
         assert "namespace" not in one["metadata"]
         if one["kind"].endswith("Binding"):

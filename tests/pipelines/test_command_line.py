@@ -52,6 +52,8 @@ def test_help_imports_nothing_heavy(words):
         (["run", "--set", "stor=a"], "--set stor: the pipeline has no such parameter (did you mean store?)"),
         (["run", "--set", "store"], "--set store: write NAME=VALUE"),
         (["run", "--set", "lora_steps=many"], "--set lora_steps: 'many' where a whole number is needed"),
+        (["compile", "--size", "tiny", "--set", "digests=/none", "-o", "p.yaml"], "--set digests /none: it cannot be"),
+        (["check", "--namespace", "A_b", "x.yaml"], "--namespace: 'A_b'"),
         (["run", "--set", "deploy=kserv"], "--set deploy: 'kserv' (did you mean kserve?); use none or kubernetes"),
         (["compile", "--size", "tiny", "-o", "pipeline"], "pipeline: kfp writes a pipeline with its settings as YAML"),
         (
@@ -72,6 +74,7 @@ def test_help_imports_nothing_heavy(words):
         ),
         (["status"], "the following arguments are required: RUN; see zhllama status --help"),
         (["sumbit"], "invalid choice: 'sumbit'"),
+        (["ls", "--a\x1b[2Jb"], r"--a\u001b[2Jb: not known here"),
         (["render", "serving", "--size", "7b", "more"], "more: not known here; see zhllama render serving --help"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

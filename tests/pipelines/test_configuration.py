@@ -364,6 +364,8 @@ def test_what_needs_compiling_is_refused_of_a_compiled_package():
         ({"deploy": "kubernets"}, r"--set deploy: 'kubernets' \(did you mean kubernetes\?\); use none or kubernetes"),
         ({"backend": "local"}, "--set backend=local: steps of a cluster train nothing themselves"),
         ({"store": "artifacts"}, "--set store=artifacts: steps of a cluster share S3 alone"),
+        ({"store": "s3://..//x"}, "--set store=s3://..//x: .*not a bucket name"),
+        ({"store": ""}, "--set store=: an empty address"),
         ({"text": "s3://bucket/zh:0.9,./en:0.1"}, r"--set text: \./en:0\.1 is of this machine"),
     ],
 )

@@ -1,6 +1,7 @@
 """Every value that is given is checked when it is given, whether the course uses it or not, as the API server does it
 when it makes the pods, hours later."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.adapt_llama import compile_pipeline
 from pipelines.configuration import configure, typed_value
-from pipelines.machines import check_given, fixed_arguments
+from pipelines.machines import check_generation, check_given, fixed_arguments
 from pipelines.manifests.check.check import check
 from pipelines.manifests.render import as_yaml
 from pipelines.settings import SETTINGS
@@ -128,9 +129,9 @@ WRONG = {
     "serve_secret": "..",
     "training_account": "A",
     "namespace": "a.b",
-    "labels": '{"a": "b c"}',
+    "labels": '{"kueue.x-k8s.io/podset-required-topology": "rack"}',
     "step_labels": '{"a": "b c"}',
-    "annotations": '{"a b": "c"}',
+    "annotations": '{"kueue.x-k8s.io/queue-name": "c"}',
     "step_annotations": '{"a/b/c": "d"}',
     "node_selector": '{"a": 1}',
     "gpu_node_selector": '{"/a": "b"}',
@@ -139,7 +140,7 @@ WRONG = {
     "run_as_user": "99999999999",
     "registry": "Reg/x",
     "tag": "a b",
-    "evaluation_gpus": "one",
+    "evaluation_gpus": "9999999999999999999999",
     "store": "s3://A_b/c",
     "model": "s3:/bucket/model",
     "text": "ftp://a/b",
@@ -163,6 +164,13 @@ WRONG = {
     "sft_weight_decay": "-0.1",
     "sft_save_steps": "-1",
     "team": "--",
+    "training_pods": '{"resources": {"nvidia.com/gpu": "8"}}',
+    "lora_pods": '{"resources": {"hugepages-2Mi": "3Mi"}}',
+    "sft_pods": '{"resources": {"hugepages-1Gi": "-1Gi"}}',
+    "lora_arguments": "--max-steps -2",
+    "sft_arguments": '--learning-rate "1',
+    "embeddings_arguments": "--store s3://bucket/other",
+    "weights": "s3:bucket/model",
     "lora_shared_memory": "9999Gi",
     "training_shared_memory": "9999Gi",
     "serve_shared_memory": "99Ti",
@@ -175,8 +183,51 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_setting(name, value, course
     asked = {**course, name: value}
     if name == "model":
         asked.pop("start", None)
-    with pytest.raises(InputError, match=rf"--set {name}\b"):
+    with pytest.raises(InputError, match=rf"^((?!--set ).)*--set {name}\b"):
         check_given(configure("7b", asked))
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("--learning-rate x", "could not convert"),
+    ("--max_steps=-2", "--max-steps -2: give a number of steps"),
+    ("--store s3://bucket/x", "training option --store: it is launch_training's"),
+    ("--weight-decay 0.1 '", '^--set lora_arguments --weight-decay 0.1 \': No closing quotation; quote'),
+])  # fmt: skip
+def test_an_option_within_a_text_is_named_as_it_stands_there(text, said):
+    """Not by a setting, which nobody gave."""
+    with pytest.raises(InputError, match=r"^--set lora_arguments") as refusal:
+        check_given(configure("7b", {"lora_arguments": text}))
+    assert re.search(said, str(refusal.value))
+    assert str(refusal.value).count("--set ") == 1
+
+
+@pytest.mark.parametrize(("asked", "named"), [
+    ({}, "generate_base_url"),
+    ({"generate_base_url": "http://model/v1"}, "generate_model"),
+    ({"generate_base_url": "http://model/v1", "generate_model": "one"}, "generate_items"),
+    ({"generate_base_url": "http://model/v1", "generate_model": "one", "generate_max_cost": "5"}, "generate_max_cost"),
+])  # fmt: skip
+def test_instructions_that_no_model_could_be_asked_for_start_no_run(asked, named):
+    told = configure("7b", {"instructions": "generate", **asked})
+    # what is only compiled may be told later
+    check_given(told)
+    with pytest.raises(InputError, match=f"--set {named}"):
+        check_generation(told)
+
+
+@pytest.mark.parametrize("asked", [
+    {}, {"import_instructions": "hf://datasets/a/b"},
+    {"generate_base_url": "http://model/v1", "generate_model": "one", "generate_items": "5", "generate_batch": "true"},
+])  # fmt: skip
+def test_instructions_that_are_given_imported_or_wholly_asked_for_are_taken(asked):
+    check_generation(configure("7b", asked))
+
+
+def test_a_model_without_gpus_is_not_served_on_others():
+    """The server's own default would ask for them."""
+    with pytest.raises(InputError, match="--set gpu_resource: a served model runs on GPUs"):
+        check_given(configure("7b", {"gpu_resource": "", "deploy": "kubernetes"}))
+    check_given(configure("7b", {"gpu_resource": ""}))
 
 
 @pytest.mark.parametrize("name", ["warmup_steps", "weight_decay", "save_steps"])

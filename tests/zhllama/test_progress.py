@@ -114,7 +114,8 @@ def test_a_terminal_gets_a_bar_and_work_inside_it_a_row(monkeypatch):
         with Progress("merging", 4_000_000) as outer:
             outer.advance(1_000_000)
             until(lambda: b"1.0 MB of 4.0 MB" in said)
-            with Progress("fetching", 7_000_000) as inner:
+            # what others named: no markup
+            with Progress("fetching [/x][red]:bus:", 7_000_000) as inner:
                 inner.advance(2_000_000)
                 until(lambda: b"2.0 MB of 7.0 MB" in said)
         stream.write("end")
@@ -122,7 +123,7 @@ def test_a_terminal_gets_a_bar_and_work_inside_it_a_row(monkeypatch):
         reader.join()
     os.close(controller)
     assert b"merging" in said
-    assert b"fetching" in said
+    assert b"fetching [/x][red]:bus:" in said
     assert not progress._rows.cache_info().currsize
 
 

@@ -16,8 +16,8 @@ from zhllama.errors import InputError, StorageFault
 from zhllama.stage.log import OneLine
 from zhllama.terminal import say, visible
 
-HOSTILE = "a\x1b[2Jb\x9bc\rd\x07e\u202ef\u2066g\x7fh\u2028i"
-SHOWN = r"a\u001b[2Jb\u009bc\u000dd\u0007e\u202ef\u2066g\u007fh\u2028i"
+HOSTILE = "a\x1b[2Jb\x9bc\rd\x07e\u202ef\u2066g\x7fh\u2028i[/j][red]k:bus:"
+SHOWN = r"a\u001b[2Jb\u009bc\u000dd\u0007e\u202ef\u2066g\u007fh\u2028i[/j][red]k:bus:"
 REORDERS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 

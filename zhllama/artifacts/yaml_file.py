@@ -4,6 +4,7 @@ PyYAML ends in errors of every kind where a tag does not fit its value (`!!int x
 make of forty lines 2**40 values, which it holds and nobody can walk through.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,9 @@ DEEPEST = 100
 """Mappings and lists in one another."""
 MOST = 1_000_000
 """Values, those that aliases stand for each time."""
+LONGEST_NUMBER = 1000
+"""Characters. Hexadecimal digits become numbers that cannot be written again; sixties (`1:30:00`) take for ever."""
+_WHOLE_NUMBER = re.compile(r"[-+]?(0[bx])?[0-9a-fA-F_:]+")
 _WRONG = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 """PyYAML's errors beside its YAMLError."""
 
@@ -51,6 +55,9 @@ def _require_bounded(events: Iterable[Any], aliases: bool) -> None:
             anchor, count = None, sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
             anchor, count = event.anchor, 1
+            whole = event.implicit[0] or (event.tag or "").endswith(":int")
+            if whole and len(event.value) > LONGEST_NUMBER and _WHOLE_NUMBER.fullmatch(event.value):
+                raise ValueError(f"a number has more than {LONGEST_NUMBER:,} characters")
         else:
             continue
         if anchor:

@@ -129,7 +129,7 @@ def pod_template(job: TrainingJob) -> dict[str, Any]:
     ]
     # Istio's sidecar would stand between the processes, and keep the pod alive after them
     of_jobs = {key: value for key, value in job.labels.items() if key not in JOB_LABELS}
-    labels = {**job.pods.labels, **of_jobs, JOB_LABEL: job.name, "sidecar.istio.io/inject": "false"}
+    labels = {**of_jobs, **job.pods.labels, JOB_LABEL: job.name, "sidecar.istio.io/inject": "false"}
     metadata: dict[str, Any] = {"labels": labels}
     given = {key: value for key, value in job.annotations.items() if is_of_pods(key)}
     if annotations := {**given, **job.pods.annotations}:

@@ -47,6 +47,18 @@ def _texts(check: Check) -> Check:
     return lambda value: "texts by name are needed" if not all(map(_is_text, value.values())) else check(value)
 
 
+def _labels(values: Mapping[str, Any]) -> str:
+    of_pods = next((key for key in values if key.startswith(POD_KEYS)), "")
+    wrong = f"{of_pods}: it is an annotation of pods; put it under annotations" if of_pods else ""
+    return formats.labels(values) or wrong
+
+
+def _annotations(values: Mapping[str, Any]) -> str:
+    of_jobs = next((key for key in values if key in JOB_LABELS), "")
+    wrong = f"{of_jobs}: it is a label of the job, and Kueue reads it there alone; it is --" if of_jobs else ""
+    return formats.annotations(values) or (wrong and wrong + JOB_LABELS[of_jobs])
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -77,7 +89,7 @@ def _quantity(value: Any) -> str:
 
 
 def _gpu_count(text: str) -> str:
-    return "" if text.isascii() and text.isdigit() else "is no number of GPUs; write 1 or 0"
+    return "" if re.fullmatch("0|[1-9][0-9]{0,8}", text, re.ASCII) else "is no number of GPUs; write 1 or 0"
 
 
 _TOLERATION = {"key": str, "operator": str, "value": str, "effect": str, "tolerationSeconds": int}
@@ -96,8 +108,9 @@ TAKEN: Mapping[str, Check] = {
     "gpu_resource": _gpu,
     "evaluation_gpus": _gpu_count,
     "serve_name": server_name,
-    **dict.fromkeys(("labels", "node_selector"), _texts(formats.labels)),
-    "annotations": _texts(formats.annotations),
+    "labels": _texts(_labels),
+    "annotations": _texts(_annotations),
+    "node_selector": _texts(formats.labels),
     "tolerations": _tolerations,
     **dict.fromkeys(("image", "training_image", "vllm_image"), image_reference),
     "registry": registry,

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zhllama.errors import InputError
+from zhllama.kubernetes import formats
 from zhllama.kubernetes.names import JOB_LABEL, check_namespace
 from zhllama.kubernetes.training_job import TrainingJob
 
@@ -59,10 +60,7 @@ class S3Network:
             if not 1 <= port <= 65535:
                 raise InputError(f"--s3-port {port}: a port is a number from 1 to 65535")
         for option, cidr in [("--s3-cidr", one) for one in self.cidrs] + [("--dns-cidr", one) for one in self.dns]:
-            try:
-                ipaddress.ip_network(cidr)
-            except ValueError as error:
-                raise InputError(f"{option} {cidr}: {error}; write an address range as 10.20.0.0/16") from error
+            check_range(option, cidr)
         for namespace in self.namespaces:
             check_namespace("--s3-namespace", namespace)
 
@@ -93,6 +91,17 @@ class S3Network:
         """The egress rule of who is asked for names."""
         to = [*DNS, *({"ipBlock": {"cidr": cidr}} for cidr in self.dns)]
         return {"to": to, "ports": ports(DNS_PORTS, ("UDP", "TCP"))}
+
+
+def check_range(option: str, cidr: str) -> None:
+    """InputError for what no API server takes as a range of addresses: one without its mask, too."""
+    wrong = formats.cidr(cidr)
+    try:
+        ipaddress.ip_network(cidr)
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise InputError(f"{option} {cidr}: {wrong}; write an address range as 10.20.0.0/16")
 
 
 def ports(numbers: Sequence[int], protocols: Sequence[str] = ("TCP",)) -> list[dict[str, Any]]:

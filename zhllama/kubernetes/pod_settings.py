@@ -12,7 +12,7 @@ from typing import Any
 
 from zhllama.errors import InputError
 from zhllama.kubernetes import formats
-from zhllama.kubernetes.names import JOB_LABEL, JOB_LABELS, LABEL, POD_KEYS, check_value
+from zhllama.kubernetes.names import JOB_LABEL, JOB_LABELS, LABEL, check_value
 from zhllama.kubernetes.pods import POD_PLACES, json_of
 from zhllama.secret_text import is_secret, is_secret_name
 from zhllama.stage.tls import PROXY_KEYS, TRUSTED
@@ -29,10 +29,10 @@ _ELSEWHERE = (
     (_OF_TRAINING, "the job sets it; leave it out"),
     (re.compile("|".join(POD_PLACES)), "pods write below /tmp alone, and the job says where; leave it out"),
 )
-_OWN_LABELS = (JOB_LABEL, *(f"{LABEL}{name}" for name in ("run", "size", "stage", "key")))
+_OWN_LABELS = (JOB_LABEL, *(f"{LABEL}{name}" for name in ("run", "size", "stage", "key", "team", "nodes")))
 _OF_OPERATORS = ("training.kubeflow.org/", "trainer.kubeflow.org/", "jobset.sigs.k8s.io/", "batch.kubernetes.io/")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
-_HUGE = re.compile(r"hugepages-[0-9]+[KMG]i")
+_HUGE = re.compile(r"hugepages-([0-9]+[KMG]i)", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,6 @@ def pod_settings(option: str, given: Any) -> PodSettings:
         if name in JOB_LABELS:
             raise InputError(f"{option}: {name}: Kueue reads it on the job alone; it is --{JOB_LABELS[name]}")
     for name in made.labels:
-        if name.startswith(POD_KEYS):
-            raise InputError(f"{option}: labels: {name}: it is an annotation of pods; put it under annotations")
         if name in _OWN_LABELS or name.startswith(_OF_OPERATORS):
             raise InputError(f"{option}: labels: {name}: pods are found by it, and the job sets it; choose another")
     for name, one in made.resources.items():
@@ -112,9 +110,10 @@ def _texts(where: str, value: Mapping[str, Any], secrets: bool) -> dict[str, Any
 def _check_resource(where: str, name: str, value: str) -> None:
     if name in ("cpu", "memory", "ephemeral-storage"):
         raise InputError(f"{where}: a job has an option for it, --{name}; use that")
-    if _HUGE.fullmatch(name):
-        if not formats.amount(value):
-            raise InputError(f"{where}: {value!r} is no amount; write 4Gi")
+    if page := _HUGE.fullmatch(name):
+        asked, size = formats.amount(value), formats.amount(page[1])
+        if not asked or not size or asked < 0 or asked % size:
+            raise InputError(f"{where}: {value!r} is no number of such pages; write a multiple of {page[1]}")
         return
     domain, slash, _ = name.partition("/")
     if not slash or domain.endswith("kubernetes.io") or formats.resource_name(name):

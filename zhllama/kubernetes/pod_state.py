@@ -6,7 +6,10 @@ from typing import Any
 
 _STARTS = (None, "ContainerCreating", "PodInitializing")
 """Reasons of a container that is only starting."""
-_IMAGE = ("ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull")
+_IMAGE = (
+    "ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "RegistryUnavailable", "SignatureValidationFailed"
+)  # fmt: skip
+"""A pull: what failed, and the wait until it is tried again, take turns."""
 _STUCK = (*_IMAGE, "InvalidImageName", "ImageInspectError", "CreateContainerConfigError", "CreateContainerError")
 """Reasons of a container that waits for what somebody has to mend."""
 

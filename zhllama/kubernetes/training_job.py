@@ -96,7 +96,8 @@ class TrainingJob(JobOptions):
                 "all three, in that order, each as large as the one before or larger"
             )
         if self.gpu_resource in self.pods.resources:
-            raise InputError(f"{self.gpu_resource}: it is the job's GPU, one a process; leave it out of the resources")
+            said = "it is the job's GPU, one a process; leave it out"
+            raise InputError(f"--pods: resources: {self.gpu_resource}: {said}")
         if self.priority_class and not self.queue:
             raise InputError(f"--priority-class {self.priority_class}: it is Kueue's, which asks for a --queue too")
 

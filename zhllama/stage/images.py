@@ -16,7 +16,8 @@ REGISTRY = "ZHLLAMA_REGISTRY"
 TAG = "ZHLLAMA_TAG"
 DIGESTS = "ZHLLAMA_DIGESTS"
 """`convert-weights=sha256:…,evaluate=sha256:…`"""
-_LINE = re.compile(r"(?:\S*/)?zhllama-([a-z-]+)(?::[^/:\s]+)? \s*(sha256:[0-9a-f]{64})")
+_DIGEST = re.compile("sha256:[0-9a-f]{64}")
+_LINE = re.compile(rf"(?:\S*/)?zhllama-([a-z-]+)(?::[^/:\s]+)? \s*({_DIGEST.pattern})")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST = rf"(?:localhost|{_PART}(?:\.{_PART})+|{_PART}(?:\.{_PART})*:[0-9]+|\[[0-9a-fA-F:]+\](?::[0-9]+)?)"
 """A first part without a dot and a port is no host: `Team/model` is looked for on Docker Hub, where nothing is so."""
@@ -31,15 +32,20 @@ _REFERENCE = re.compile(
 
 def image(stage: str) -> str:
     """`<registry>/zhllama-<stage>:<tag>[@<digest>]`, by ZHLLAMA_REGISTRY, ZHLLAMA_TAG (default: no registry, the
-    version) and ZHLLAMA_DIGESTS. InputError for an image without a digest where others have one."""
+    version) and ZHLLAMA_DIGESTS. InputError for an image without a digest where others have one, and for a variable
+    that holds no such thing."""
     target = stage.replace("_", "-")
+    check_place(os.environ.get(REGISTRY, ""), os.environ.get(TAG, ""), (REGISTRY, TAG))
     place = os.environ.get(REGISTRY, "").rstrip("/")
     name = f"zhllama-{target}:{os.environ.get(TAG) or VERSION}"
     name = f"{place}/{name}" if place else name
     pinned = os.environ.get(DIGESTS, "")
     if not pinned:
         return name
-    digests = dict(pair.split("=", 1) for pair in pinned.split(","))
+    pairs = [pair.partition("=") for pair in pinned.split(",")]
+    if not all(_DIGEST.fullmatch(digest) for _, _, digest in pairs):
+        raise InputError(f"{DIGESTS}={pinned:.80}: no list NAME=sha256:…,NAME=sha256:…; a file's is given by --digests")
+    digests = {name: digest for name, _, digest in pairs}
     if target not in digests:
         raise InputError(f"--digests: there is no digest of zhllama-{target}; list every image, or leave it out")
     return f"{name}@{digests[target]}"
@@ -68,9 +74,9 @@ def tag(text: str) -> str:
     return "" if _TAG.fullmatch(text) else "is no tag: letters, digits, _ . and - are allowed, at most 128"
 
 
-def check_place(place: str, version: str) -> None:
+def check_place(place: str, version: str, called: tuple[str, str] = ("--registry", "--tag")) -> None:
     """InputError for what no image could be pulled from; "" is no wish."""
-    for option, text, check in (("--registry", place, registry), ("--tag", version, tag)):
+    for option, text, check in zip(called, (place, version), (registry, tag), strict=True):
         if text and (wrong := check(text)):
             raise InputError(f"{option}: {text!r} {wrong}")
 

@@ -13,7 +13,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 from zhllama.errors import EXIT_CANCELLED, EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError, StorageFault
@@ -39,6 +40,7 @@ def guarded(work: Callable[[], None]) -> NoReturn:
         set_up_logging()
         take_secrets()
         trust_site()
+        _compile_at_home()
         work()
     except InputError as error:
         end(EXIT_INPUT, f"error: {error}")
@@ -93,6 +95,16 @@ def _speak_utf8() -> None:
     if type(sys.stdout) is io.TextIOWrapper:
         sys.stdout = VisibleText(sys.stdout.detach(), encoding="utf-8", errors="backslashreplace")
         vars(sys)["__stdout__"] = sys.stdout
+
+
+def _compile_at_home() -> None:
+    """torch, when it is imported, makes a folder in TMPDIR of a name that everybody knows, leaves it there, fails where
+    another user has made a file of that name, and would run what lies in it. So: in this user's own caches."""
+    with suppress(OSError, RuntimeError):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "torch" / "inductor"))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import shutil
+import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -43,11 +44,19 @@ def read_into(path: str, start: int, length: int, buffer: memoryview, take: Take
 
 
 def read(path: str, most: int) -> bytes:
-    """A whole file; InputError where it has more bytes."""
-    with open(path, "rb") as file:
-        if (size := os.fstat(file.fileno()).st_size) > most:
-            raise too_large(path, size, most)
-        return file.read()
+    """A whole file, or what a pipe gives to its end; InputError where it has more bytes."""
+    # of a pipe that nobody writes to, opening alone would wait: this one is at its end
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        found = os.fstat(file.fileno())
+        if found.st_size > most:
+            raise too_large(path, found.st_size, most)
+        if stat.S_ISREG(found.st_mode):
+            return file.read()
+        # a pipe and a device say nothing of their size
+        os.set_blocking(file.fileno(), True)
+        if len(content := file.read(most + 1)) > most:
+            raise too_large(path, len(content), most)
+        return content
 
 
 def write(path: str, content: bytes | memoryview, if_absent: bool = False) -> None:

@@ -50,7 +50,7 @@ def check(
                 if isinstance(read, Finding):
                     found.append(read)
                 elif read.is_pipeline:
-                    found += [*read.repeated, *check_pipeline(read, version, executors)]
+                    found += [*read.repeated, *check_pipeline(read, version, executors, pod_security)]
                 elif read.kind not in NO_OBJECTS:
                     found += _check_object(read, known, version, namespace)
                     found += _twice(read, seen)
@@ -66,11 +66,16 @@ def _files(path: Path) -> Iterator[Path]:
         return
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give manifests to check")
-    found = sorted(p for p in path.rglob("*") if p.suffix in (".yaml", ".yml")) if path.is_dir() else [path]
+    found = sorted(filter(_is_yaml, path.rglob("*"))) if path.is_dir() else [path]
     if not found:
         raise InputError(f"{path}: no YAML file is in it; give manifests to check")
     no_objects = patches(path) if path.is_dir() else set()
     yield from (file for file in found if file.resolve() not in no_objects)
+
+
+def _is_yaml(path: Path) -> bool:
+    """Of what is in a folder; a pipe or a device, which may have no end, is no manifest unless it is named."""
+    return path.suffix in (".yaml", ".yml") and (path.is_file() or path.is_dir() or not path.exists())
 
 
 def _check_object(

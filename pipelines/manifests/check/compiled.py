@@ -6,6 +6,7 @@ from typing import Any
 from pipelines.manifests.check.documents import WORKS, Document, Finding, mapping
 from pipelines.manifests.check.field import Field
 from pipelines.manifests.check.pod_rules import images, plain_secrets
+from pipelines.manifests.check.pod_security import pod_security as held_to_standard
 from pipelines.manifests.check.pods import Container, Pod, sequence
 from pipelines.manifests.check.server.types import check_part
 
@@ -16,12 +17,21 @@ _RESOURCES = {
     ("limits", "cpu"): ("resourceCpuLimit", "cpuLimit"),
     ("limits", "memory"): ("resourceMemoryLimit",),
 }
+_SAFE: dict[str, Any] = {
+    "runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}  # fmt: skip
+"""What a restricted namespace wants. What of it Kubeflow Pipelines says by itself is its business, and differs by its
+version: a step is held to what the package says."""
 _VOLUMES = {"secretAsVolume": ("secret", "secretName", "secretName")}
 _VOLUMES["configMapAsVolume"] = ("configMap", "configMapName", "name")
 
 
-def check_pipeline(document: Document, version: str, executors: dict[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    """Of a document of a compiled pipeline. `executors`: those of the first document, for the platform's settings."""
+def check_pipeline(
+    document: Document, version: str, executors: dict[str, Mapping[str, Any]], standard: str
+) -> Iterator[Finding]:
+    """Of a document of a compiled pipeline. `executors`: those of the first document, for the platform's settings;
+    `standard`: pod security's, of the runs' namespace."""
     spec = document.value
     if "pipelineInfo" in spec:
         executors.clear()
@@ -43,13 +53,20 @@ def check_pipeline(document: Document, version: str, executors: dict[str, Mappin
             yield from images(own)
             yield from plain_secrets(own)
         elif container and settings.get(name):
-            held = _held(document, place, _pod(container, mapping(settings[name])), version)
+            pod = _pod(container, mapping(settings[name]))
+            held = _held(document, place, pod, version)
             yield from (found for found in held if found.message not in {one.message for one in said})
+            pod["spec"]["containers"][0]["securityContext"] = _SAFE | _context(mapping(settings[name]))
+            yield from _of_step(place, held_to_standard(Field(document, place, pod, WORKS), standard))
 
 
 def _held(document: Document, place: tuple[str, ...], pod: Any, version: str) -> Iterator[Finding]:
     """What the server will say of a step's pod."""
-    for found in check_part(Field(document, place, pod, WORKS), TEMPLATE, version):
+    yield from _of_step(place, check_part(Field(document, place, pod, WORKS), TEMPLATE, version))
+
+
+def _of_step(place: tuple[str, ...], findings: Iterator[Finding]) -> Iterator[Finding]:
+    for found in findings:
         inner = found.message.removeprefix(".".join(place)).lstrip(".")
         yield Finding(found.file, found.line, WORKS, found.rule, f"{place[-1].removeprefix('exec-')}'s pod: {inner}")
 
@@ -83,6 +100,12 @@ def _pod(container: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
             one["tolerationSeconds"] = int(one["tolerationSeconds"])
     metadata = mapping(settings, "podMetadata")
     return {"metadata": {name: metadata[name] for name in ("labels", "annotations") if name in metadata}, "spec": spec}
+
+
+def _context(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The security context of a step. Whole numbers are texts there."""
+    given = mapping(settings, "securityContext")
+    return {name: int(one) if isinstance(one, str) and one.isdecimal() else one for name, one in given.items()}
 
 
 def _mount(

@@ -1,6 +1,5 @@
 """YAML documents as the API server reads them, with the line of every field: a finding names the place to mend."""
 
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ Place = tuple[str | int, ...]
 """The way to a value: ("spec", "containers", 0, "image")."""
 ADMISSION, WORKS, ADVICE = LEVELS = ("admission", "works", "advice")
 """How much a finding weighs: refused by the API server; accepted, and does not work; better otherwise."""
-_HELM = re.compile(r"\{\{-?.*\}\}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,8 @@ def read_documents(path: Path) -> Iterator[Document | Finding]:
     if isinstance(text, Finding):
         yield text
         return
-    helm = _HELM.search(text)
+    # a pattern would look for each beginning's end, and there may be many without one
+    helm = any("}}" in line.partition("{{")[2] for line in text.split("\n"))
     try:
         for node in go_yaml.compose(text):
             for read in _documents(str(path), node):

@@ -155,6 +155,24 @@ def scalar(node: Any) -> Any:
     return node.value.encode("utf-8", "replace").decode("utf-8")
 
 
+def quoted(text: str) -> str:
+    """The YAML that PyYAML wrote, with quotes around those of its texts that are something else here: a label `y`, a
+    commit `12e4567`."""
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    resolve = yaml.resolver.Resolver().resolve
+    found: list[tuple[Any, Any]] = []
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and event.value:
+            is_text = resolve(yaml.ScalarNode, event.value, (True, False)) == f"{_TAG}str"
+            if is_text and not isinstance(plain(event.value), str):
+                found.append((event.start_mark, event.end_mark))
+    for start, end in reversed(found):
+        text = f"{text[: start.index]}'{text[start.index : end.index]}'{text[end.index :]}"
+    return text
+
+
 def plain(text: str) -> Any:
     """What an unquoted scalar is: a text, a number, a boolean or nothing."""
     if text in _WORDS:

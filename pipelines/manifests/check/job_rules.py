@@ -206,9 +206,10 @@ def queue_label(document: Document) -> Iterator[Finding]:
             wrong = f"{name_} is a label of the job, not an annotation"
             yield document.works("queue-label", wrong, "metadata", "annotations", name_)
         for pod in pods(document):
-            if pod.at and name_ in mapping(pod.value, "metadata", "labels"):
-                wrong = f"{name_} belongs to the job's own labels: here Kueue does not see it"
-                yield document.works("queue-label", wrong, *pod.at, "metadata", "labels", name_)
+            for field in ("labels", "annotations") if pod.at else ():
+                if name_ in mapping(pod.value, "metadata", field):
+                    wrong = f"{name_} belongs to the job's own labels: here Kueue does not see it"
+                    yield document.works("queue-label", wrong, *pod.at, "metadata", field, name_)
     labels = mapping(document.value, "metadata", "labels")
     if PRIORITY in labels and QUEUE not in labels:
         yield document.works("queue-label", f"a priority without {QUEUE}", "metadata", "labels", PRIORITY)

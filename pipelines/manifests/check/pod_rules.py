@@ -8,6 +8,7 @@ from pipelines.manifests.check.documents import Finding, mapping
 from pipelines.manifests.check.pods import Container, Pod, is_gpu, sequence
 from zhllama.kubernetes.formats import amount
 from zhllama.secret_text import is_secret, is_secret_name
+from zhllama.stage.images import image_reference
 
 LEAST_GRACE = 60
 """Seconds of a training pod between SIGTERM and SIGKILL: a checkpoint has to be written in them."""
@@ -100,6 +101,10 @@ def images(container: Container) -> Iterator[Finding]:
         # the runtime's
         return
     image = str(container.value.get("image", ""))
+    if image and (wrong := image_reference(image)):
+        # the API server takes any text, and the pod waits for ever with InvalidImageName
+        yield container.works("image-name", f"{image!r} {wrong}", "image")
+        return
     name, _, digest = image.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
     if not digest and tag in ("", "latest"):

@@ -50,14 +50,16 @@ def _of(**properties: Any) -> dict[str, Any]:
 
 _TEXT, _TEXTS, _OWN = {"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"$ref": "#/$defs/schema"}
 _YES, _NUMBER, _COUNT = {"type": "boolean"}, {"type": "number"}, {"type": "integer", "minimum": 0}
+_ONE, _SEVERAL = ("items", "not", "additionalProperties"), ("allOf", "anyOf", "oneOf")
+"""Fields of a schema that hold one, and several."""
 _SOME = {"type": "array", "items": _OWN, "minItems": 1}
 _SCHEMA = {
     "type": "object",
     "properties": {
         "properties": {"type": "object", "additionalProperties": _OWN},
+        **dict.fromkeys(_ONE, _OWN),
         "additionalProperties": {"anyOf": [_YES, _OWN]},
-        **dict.fromkeys(("items", "not"), _OWN),
-        **dict.fromkeys(("allOf", "anyOf", "oneOf"), _SOME),
+        **dict.fromkeys(_SEVERAL, _SOME),
         **dict.fromkeys(("format", "x-kubernetes-list-type"), _TEXT),
         "type": {"enum": ["object", "array", "string", "integer", "number", "boolean"]},
         "pattern": {"type": "string", "format": "regex"},
@@ -109,23 +111,33 @@ def strict(definition: dict[str, Any], version: str) -> dict[str, Any] | None:
     for listed in definition["versions"]:
         if listed["name"] == version and listed["served"]:
             schema: dict[str, Any] = closed(listed["schema"]["openAPIV3Schema"])
-            # a definition leaves metadata open; the API server knows what is in it, and sets the status aside
-            schema["properties"] = schema.get("properties", {}) | {
-                "metadata": {"type": "object"},
-                "status": {"type": "object"},
-            }
+            # every object has a kind, said or not; a definition leaves metadata open: the API server knows what is in
+            # it, and sets the status aside
+            text = {"type": "string"}
+            schema["properties"] = (
+                {"apiVersion": text, "kind": text}
+                | schema.get("properties", {})
+                | {
+                    "metadata": {"type": "object"},
+                    "status": {"type": "object"},
+                }
+            )
             return schema
     return None
 
 
 def closed(schema: Any) -> Any:
-    """A definition's schema, made strict: an object that lists its properties has no others."""
-    if isinstance(schema, list):
-        return [closed(inner) for inner in schema]
+    """A definition's schema, made strict: an object that lists its properties has no others. What is no schema in it (a
+    default, the values of an enum, fields that nobody knows) stays as it is."""
     if not isinstance(schema, dict):
+        # additionalProperties: true
         return schema
-    made = {name: closed(inner) for name, inner in schema.items()}
+    made = dict(schema)
     properties = schema.get("properties")
+    if isinstance(properties, dict):
+        made["properties"] = {name: closed(inner) for name, inner in properties.items()}
+    made |= {name: closed(schema[name]) for name in _ONE if name in schema}
+    made |= {name: [closed(inner) for inner in schema[name]] for name in _SEVERAL if name in schema}
     if isinstance(properties, dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
         made.setdefault("additionalProperties", False)
     if isinstance(properties, dict) and isinstance(schema.get("required"), list):

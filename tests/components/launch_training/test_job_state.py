@@ -175,13 +175,17 @@ PULL = 'failed to pull and unpack image "r/a:1": failed to resolve reference "r/
 def test_a_pull_that_fails_is_one_matter_in_one_short_line():
     seen = [("ErrImagePull", f"{PULL}r/a:1: not found"), ("ImagePullBackOff", 'Back-off pulling image "r/a:1"')]
     seen += [("ImagePullBackOff", f'Back-off pulling image "r/a:1": ErrImagePull: {PULL}r/a:1: not found')]
+    # CRI-O's words for the first of them
+    seen += [("RegistryUnavailable", "pull failed"), ("SignatureValidationFailed", "no signature")]
     verdicts = [judge(job(("Created", "True")), [waiting_pod(*one)]) for one in seen]
     assert len({one.cause for one in verdicts}) == 1
     assert [one.reason.partition("pod p: ")[2] for one in verdicts] == [
         'ErrImagePull: failed to pull and unpack image "r/a:1": r/a:1: not found',
         'ImagePullBackOff: Back-off pulling image "r/a:1"',
         'ImagePullBackOff: Back-off pulling image "r/a:1": r/a:1: not found',
-    ]
+        "RegistryUnavailable: pull failed", "SignatureValidationFailed: no signature",
+    ]  # fmt: skip
+    assert all(one.stuck for one in verdicts)
 
 
 def test_what_no_waiting_mends_has_a_shorter_wait_of_its_own():

@@ -95,6 +95,7 @@ DOUBTFUL = {
     "headers behind the body": post(CHUNKED, body=CHUNKS[:-2] + b"Content-Length: 5\r\n\r\n"),
     "headers behind the body, with line feeds": post(CHUNKED, body=CHUNKS[:-2] + b"X: a\n\n"),
     "no end of a chunk": post(CHUNKED, body=b"%x\r\n%b0\r\n\r\n" % (SIZE, BODY)),
+    "a body of a hundred thousand chunks": post(CHUNKED, body=b"1\r\n \r\n" * 100_000 + b"0\r\n\r\n"),
     "chunks in HTTP/1.0": post(CHUNKED, body=CHUNKS, first=POST[:-1] + b"0"),
     "no host": b"GET /health HTTP/1.1\r\n\r\n",
     "two hosts": get(host=b"localhost\r\nHost: localhost"),

@@ -389,6 +389,7 @@ def test_a_manifest_that_names_another_prefix_gets_nobody_to_read_it(s3_store, z
 
 
 HOSTILE = "evil\x1b[2J\r\n\u202e\x9b1m\x07"
+MARKUP = "[/x] [red]a[/red] :bus:"
 
 
 def test_control_characters_of_a_manifest_are_shown_and_not_printed(store, zhllama):
@@ -406,6 +407,19 @@ def test_control_characters_of_a_manifest_are_shown_and_not_printed(store, zhlla
         raw = [one for one in printed + said if one in "\x1b\r\x07\x9b\u202e"]
         assert raw == [], command
     assert json.loads(zhllama("show", made.reference, "--json")[1])["manifest"]["facts"]["summary"] == HOSTILE
+
+
+def test_names_of_others_are_no_markup(store, zhllama):
+    store = f"{store}/{MARKUP}"
+    out = ArtifactWriter(store, "fetch_weights", "a" * 32, {MARKUP: MARKUP}, {})
+    out.add_bytes(f"{MARKUP}.bin", b"1")
+    out.facts |= {"summary": MARKUP}
+    made = out.publish("samples")
+    storage.write_bytes(f"{store}/fetch_weights/{'b' * 32}/x.bin", b"2")
+    for command in (("show", made.reference), ("ls", store), ("gc", store, "--dry-run", "--older-than", "0s")):
+        code, printed, said = zhllama(*command)
+        assert (code, said) == (0, ""), command
+        assert MARKUP in printed, command
 
 
 def test_ls_and_show_work_while_a_run_has_the_store(zhllama, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.cli import runs as commands
 from pipelines.kubeflow import connection
+from pipelines.kubeflow.answers import Deleted
 from pipelines.kubeflow.client import Kubeflow
 from tests.pipelines.kubeflow.fake_kfp import API, FakeKfp
 from zhllama.errors import InputError, StorageFault
@@ -197,6 +198,34 @@ def test_a_state_that_nobody_knows_is_no_success(state, server, monkeypatch, cap
         assert "fault: the server" in shown.out + shown.err
     with pytest.raises(StorageFault, match=r"told to end, and is still not known"):
         Kubeflow(server.host, None).cancel("r-1")
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (InputError("a login page"), True), (StorageFault("away"), True), (SystemExit(143), True),
+        (KeyboardInterrupt(), True), (Deleted("the run was deleted"), False),
+    ],
+    ids=lambda one: type(one).__name__,
+)  # fmt: skip
+def test_what_ends_the_following_is_not_taken_for_the_runs_end(end, said, server, monkeypatch, capsys):
+    kubeflow = Kubeflow(server.host, None)
+
+    def follow(run_id):
+        yield kubeflow.run(run_id)
+        raise end
+
+    monkeypatch.setattr(kubeflow, "follow", follow)
+    server.course = [("RUNNING", [])]
+    with pytest.raises(type(end)):
+        commands._follow(kubeflow, "r-42")
+    assert ("the run goes on: zhllama status r-42, zhllama cancel r-42" in capsys.readouterr().err) is said
+
+
+def test_of_a_run_that_was_never_seen_nothing_is_said(server, capsys):
+    with pytest.raises(InputError):
+        commands._follow(Kubeflow(server.host, None), "r-none")
+    assert "goes on" not in capsys.readouterr().err
 
 
 def test_a_state_that_nobody_knows_for_a_moment_is_waited_for(server):

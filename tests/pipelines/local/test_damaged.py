@@ -250,6 +250,9 @@ MERGES = "".join(
         ("? " * 50_000, "not YAML"),
         ("x: !!python/object/apply:os.system ['true']", "not YAML"),
         ("x: !!int '" + "9" * 5000 + "'", "not YAML"),
+        ("x: 0x" + "f" * 5000, "a number has more than 1,000 characters"),
+        ("x: !!int '0b" + "1" * 50_000 + "'", "a number has more than 1,000 characters"),
+        ("x: 1" + ":0" * 1_000_000, "a number has more than 1,000 characters"),
         ("x: 2001-02-30\npipelineInfo: {}", "not YAML"),
         ("\ufffe\x01", "not YAML"),
         ("a\x1b[31m: [\n", "not YAML"),
@@ -272,8 +275,10 @@ def test_a_file_without_end_or_of_bytes_or_a_folder_is_refused(tmp_path: Path) -
     path = tmp_path / "pipeline.yaml"
     path.write_bytes(b"")
     os.truncate(path, LONGEST + 1)
-    with pytest.raises(InputError, match="it has more than 16,777,216 bytes"):
+    with pytest.raises(InputError, match="it has more than 4,194,304 bytes"):
         read_package(path)
+    with pytest.raises(InputError, match="more than 4,194,304 bytes"):
+        read_package(Path("/dev/zero"))
     path.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(InputError, match="not YAML"):
         read_package(path)
@@ -287,6 +292,37 @@ def test_words_that_look_for_the_end_of_many_placeholders_take_no_time(documents
     begun = time.process_time()
     planned_or_refused(made)
     assert time.process_time() - begun < 20
+
+
+@pytest.mark.parametrize("words", [["{{$}}"], ["{{$.inputs.parameters['both']}}"], ["{{$.inputs.parameters['one']}}"]])
+def test_placeholders_that_stand_for_much_many_times_are_refused(documents: list[Any], words: list[str]) -> None:
+    made = copy.deepcopy(documents[:1])
+    text = {"parameterType": "STRING"}
+    made[0]["components"] = {
+        "comp-x": {"executorLabel": "e", "inputDefinitions": {"parameters": {"one": text, "both": text}}}
+    }
+    made[0]["deploymentSpec"]["executors"] = {"e": {"container": {"image": "i", "command": ["true", *words * 300]}}}
+    both = "{{$.inputs.parameters['one']}}" * 30
+    given = {"one": {"runtimeValue": {"constant": "x" * 100_000}}, "both": {"runtimeValue": {"constant": both}}}
+    made[0]["root"] = {"dag": {"tasks": {"t": {"componentRef": {"name": "comp-x"}, "inputs": {"parameters": given}}}}}
+    with pytest.raises(InputError, match="become more than 16,777,216 characters"):
+        Plan(parse_package(made, "here"), {}, {}).rehearse()
+
+
+def test_tasks_that_all_wait_for_each_other_are_put_in_order_at_once(documents: list[Any]) -> None:
+    made = copy.deepcopy(documents[:1])
+    made[0]["components"] = {"comp-x": {"executorLabel": "exec-tidy"}}
+    made[0]["deploymentSpec"]["executors"]["exec-tidy"]["container"]["args"] = []
+    before = [f"t{number}" for number in range(1000)]
+    tasks = {
+        name: {"componentRef": {"name": "comp-x"}, "dependentTasks": before[max(0, number - 50) : number]}
+        for number, name in enumerate(before)
+    }
+    made[0]["root"] = {"dag": {"tasks": dict(reversed(tasks.items()))}}
+    begun = time.process_time()
+    plan = Plan(parse_package(made, "here"), {}, {})
+    assert [node.task.name for node in plan.steps] == before
+    assert time.process_time() - begun < 5
 
 
 def test_steps_of_one_name_and_of_long_names_have_folders_of_their_own(documents: list[Any]) -> None:

@@ -99,3 +99,7 @@ def test_without_kubectl_or_a_clone_it_says_so_in_one_line(monkeypatch, tmp_path
     monkeypatch.setattr(base, "K8S", tmp_path / "k8s")
     with pytest.raises(InputError, match="run it from a clone"):
         base_objects("team")
+
+
+def test_a_namespace_that_yaml_takes_for_something_else_is_a_name() -> None:
+    assert {one["metadata"].get("namespace", "y") for one in base_objects("y")} == {"y"}

@@ -105,6 +105,8 @@ def test_s3_in_the_cluster_is_reached_in_its_namespace_alone(host):
         ({"dns": ("names",)}, "--dns-cidr names: "),
         ({"ports": (0,)}, "--s3-port 0"),
         ({"cidrs": ("10.0.0.1/8",)}, "--s3-cidr 10.0.0.1/8: .*host bits"),
+        ({"cidrs": ("10.0.0.0",)}, "--s3-cidr 10.0.0.0: .*mask"),
+        ({"dns": ("10.0.0.0/255.0.0.0",)}, "--dns-cidr 10.0.0.0/255.0.0.0: .*mask"),
         ({"namespaces": ("Mine",)}, "--s3-namespace: 'Mine'"),
     ],
 )

@@ -101,6 +101,14 @@ def test_a_pipelines_settings_reach_every_pod_of_its_job(api, tmp_path):
     assert pod_environment(job, 1, api)["WANDB_API_KEY"] == "(secret wandb, key key)"
 
 
+def test_labels_of_the_pods_stand_over_those_of_the_job():
+    told = {"labels": '{"cost": "a", "of": "job"}', "lora_pods": '{"labels": {"cost": "b"}}'}
+    template, _ = next(templates(job_manifest(of_pipeline(**told), "pytorchjob")))
+    assert template["metadata"]["labels"].items() >= {"cost": "b", "of": "job"}.items()
+    with pytest.raises(InputError, match=r"--set lora_pods: labels: zhllama\.io/team: pods are found by it"):
+        of_pipeline(lora_pods='{"labels": {"zhllama.io/team": "x"}}')
+
+
 def test_a_trainings_own_settings_stand_over_those_for_all():
     mine = {"training_pods": json.dumps(FABRIC), "sft_pods": '{"environment": {"NCCL_DEBUG": "INFO"}}'}
     assert dict(of_pipeline("sft", **mine).pods.environment) == {"NCCL_DEBUG": "INFO"}
@@ -211,7 +219,7 @@ WRONG = {
     "a resource without a domain": ({"resources": {"hca": "1"}}, "no name of a device plugin's resource"),
     "Kubernetes' own domain": ({"resources": {"kubernetes.io/x": "1"}}, "no name of a device plugin's resource"),
     "a resource with a blank": ({"resources": {"rdma/h ca": "1"}}, "no name of a device plugin's resource"),
-    "huge pages": ({"resources": {"hugepages-2Mi": "some"}}, "no amount; write 4Gi"),
+    "huge pages": ({"resources": {"hugepages-2Mi": "some"}}, "no number of such pages; write a multiple of 2Mi"),
     "a variable with =": ({"environment": {"A=B": "c"}}, "printable ASCII without ="),
     "a Chinese variable": ({"environment": {"变量": "c"}}, "printable ASCII without ="),
     "a variable without a name": ({"environment": {"": "c"}}, "'': is needed"),

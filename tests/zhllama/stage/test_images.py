@@ -79,3 +79,13 @@ def test_registries_and_tags_are_what_an_image_can_be_pulled_from():
     ):
         with pytest.raises(InputError, match=r"--registry: .* is no registry; write a host and a path in lower case"):
             images.check_place(registry, "")
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    (images.REGISTRY, "Reg/x"), (images.TAG, "a b"), (images.DIGESTS, "digests.txt"),
+    (images.DIGESTS, f"serve={ONE},x"),
+])  # fmt: skip
+def test_a_variable_that_holds_no_such_thing_is_named(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^{name}\\b"):
+        images.image("serve")

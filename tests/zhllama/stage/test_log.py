@@ -35,6 +35,7 @@ from zhllama.stage.log import OneLine, set_up_logging
         ("the key hf_abcdefghijklmnopqrstuvwxyz was refused", "hf_abcdefghijklmnopqrstuvwxyz"),
         ("https://user:hunter2@host/path", "hunter2"),
         ("api_key=abcdefgh", "abcdefgh"),
+        ("API_KEY=correcthorse and more", "correcthorse"),
         ("Authorization: Negotiate YIIabcd", "YIIabcd"),
         ("x-api-key: abcdefgh", "abcdefgh"),
         ("X-Api-Key: sk-1234abcd and more", "sk-1234abcd"),

@@ -1,5 +1,6 @@
 """The process around a command: text is UTF-8 whatever the locale says, and a full disk is named, however wrapped."""
 
+import getpass
 import os
 import subprocess
 import sys
@@ -89,3 +90,21 @@ def test_what_takes_too_long_is_stopped():
     with bounded(0.05, "x"):
         pass
     time.sleep(0.06)
+
+
+@pytest.mark.slow
+def test_torch_makes_no_folder_where_another_user_may_have_a_file_of_its_name(tmp_path):
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "temporary" / f"torchinductor_{getpass.getuser()}").write_text("another's")
+    places = {"TMPDIR": str(tmp_path / "temporary"), "HOME": str(tmp_path), "XDG_CACHE_HOME": ""}
+    ended = run("    import torch._dynamo", **places)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / ".cache" / "torch" / "inductor").is_dir()
+
+
+def test_what_torch_compiles_lies_where_it_is_said_and_nothing_is_made_without_a_home(tmp_path):
+    body = "    import os\n    print(os.environ.get('TORCHINDUCTOR_CACHE_DIR'))"
+    (tmp_path / "file").touch()
+    for said, home, found in (({"TORCHINDUCTOR_CACHE_DIR": "/x"}, tmp_path, "/x"), ({}, tmp_path / "file", "None")):
+        ended = run(body, HOME=str(home), XDG_CACHE_HOME="", **said)
+        assert ended.stdout.decode().strip() == found

@@ -1,10 +1,12 @@
 """zhllama check: each broken manifest fails with its rule and no other, ours pass, and findings name the line."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,15 @@ def test_a_file_that_is_no_text_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "b.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n")
     assert [finding.message for finding in check([tmp_path])] == ["not readable: not UTF-8; give YAML files"]
+
+
+def test_a_file_without_an_end_is_passed_over_and_many_beginnings_of_a_template_take_no_time(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "b.yaml")
+    (tmp_path / "c.yaml").write_text(f"a: '{'{{' * 200_000}'\n")
+    begun = time.process_time()
+    assert [finding.rule for finding in check([tmp_path])] == ["yaml"]
+    assert time.process_time() - begun < 10
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n---\n", "apiVersion: v1\nkind: List\nitems: []\n"])
@@ -375,4 +386,17 @@ def test_a_definition_without_fields_takes_whatever_there_is(tmp_path: Path) -> 
     (tmp_path / "crd.yaml").write_text(GOOD_DEFINITION)
     thing = tmp_path / "thing.yaml"
     thing.write_text("apiVersion: example.com/v1\nkind: Thing\nmetadata: {name: a}\nspec: {a: [b]}\n")
+    assert check([thing], tmp_path) == []
+
+
+def test_what_is_no_schema_in_a_definition_stays_as_it_is(tmp_path: Path) -> None:
+    """A value that is allowed may have fields that are called as a schema's are."""
+    allowed = "{properties: {size: 1}, format: int32, type: integer}"
+    schema = f"{{type: object, properties: {{spec: {{type: object, enum: [{allowed}], properties: "
+    schema += "{properties: {type: object, x-kubernetes-preserve-unknown-fields: true}, format: {type: string}, "
+    schema += "type: {type: string}}}}}"
+    plain = "{type: object, x-kubernetes-preserve-unknown-fields: true}"
+    (tmp_path / "crd.yaml").write_text(GOOD_DEFINITION.replace(plain, schema))
+    thing = tmp_path / "thing.yaml"
+    thing.write_text(f"apiVersion: example.com/v1\nkind: Thing\nmetadata: {{name: a}}\nspec: {allowed}\n")
     assert check([thing], tmp_path) == []

@@ -37,12 +37,14 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def checked(folder: Path, container: dict[str, Any], settings: dict[str, Any]) -> list[tuple[str, str, str]]:
+def checked(
+    folder: Path, container: dict[str, Any], settings: dict[str, Any], standard: str = "restricted"
+) -> list[tuple[str, str, str]]:
     package = yaml.safe_load(yaml.safe_dump(PACKAGE))
     package["deploymentSpec"]["executors"]["exec-train"]["container"] |= container
     platform = {"platforms": {"kubernetes": {"deploymentSpec": {"executors": {"exec-train": SETTINGS | settings}}}}}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump_all([package, platform]))
-    return [(finding.grade, finding.rule, finding.message) for finding in check([folder])]
+    return [(finding.grade, finding.rule, finding.message) for finding in check([folder], pod_security=standard)]
 
 
 def test_a_compiled_pipeline_passes(tmp_path: Path) -> None:
@@ -76,3 +78,23 @@ def test_its_pods_are_checked(container: dict[str, Any], settings: dict[str, Any
 def test_advice_is_given_for_its_containers(tmp_path: Path) -> None:
     found = checked(tmp_path, {"image": "a:latest", "env": [{"name": "HF_TOKEN", "value": "hf"}]}, {})
     assert [(grade, rule) for grade, rule, _ in found] == [("advice", "image-pinned"), ("advice", "plain-secret")]
+
+
+@pytest.mark.parametrize(
+    ("context", "standard", "said"),
+    [
+        ({"runAsNonRoot": True, "runAsUser": "1234"}, "restricted", []),
+        ({"runAsNonRoot": False}, "restricted", ["train's pod: spec.containers[0].securityContext.runAsNonRoot"]),
+        ({"runAsUser": "0"}, "restricted", ["train's pod: spec.containers[0].securityContext.runAsUser"]),
+        ({"allowPrivilegeEscalation": True}, "restricted", ["spec.containers[0].securityContext.allowPrivilege"]),
+        ({"privileged": True}, "baseline", ["spec.containers[0].securityContext.privileged"]),
+        ({"runAsUser": "0"}, "baseline", []),
+        ({"privileged": True}, "privileged", []),
+    ],
+)
+def test_a_step_is_held_to_the_security_that_its_package_says(
+    tmp_path: Path, context: dict[str, Any], standard: str, said: list[str]
+) -> None:
+    found = checked(tmp_path, {}, {"securityContext": context}, standard)
+    assert [(grade, rule) for grade, rule, _ in found] == [("works", standard)] * len(said)
+    assert all(words in message for words, (_, _, message) in zip(said, found, strict=True))

@@ -3,8 +3,11 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipelines.manifests.check.go_yaml import NoYaml, compose, repeated, value
+from pipelines.manifests.check.go_yaml import NoYaml, compose, quoted, repeated, value
+from pipelines.manifests.render import yaml_of
 
 
 def read(text: str) -> Any:
@@ -67,3 +70,19 @@ def test_aliases_of_aliases_end() -> None:
     text += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
     with pytest.raises(NoYaml, match="aliases"):
         read(text)
+
+
+WORDS = st.sampled_from(["y", "n", "Y", "N", "on", "1e3", "12e4567", "0089", "0o17", "+.5", "1_0", "~", "=", "<<", ""])
+TEXTS = WORDS | st.text(st.sampled_from("yn01e.+-_:xo '#\"中\n"), max_size=6)
+
+
+@given(st.dictionaries(TEXTS, TEXTS | st.lists(TEXTS), max_size=4))
+def test_what_is_rendered_is_read_as_it_was_meant(made: dict[str, Any]) -> None:
+    """A label `y` is no boolean, and a commit `12e4567` no number."""
+    (node,) = compose(yaml_of([made]))
+    assert value(node, lambda *_: None) == made
+
+
+def test_what_needs_no_quotes_stays_as_it_is() -> None:
+    text = "# y\nmemory: 12e3Gi\nname: 中\nready: true\ncount: 3\nbits: '0o17'\nshort: y # 1e3\n"
+    assert quoted(text) == text.replace("short: y", "short: 'y'")
