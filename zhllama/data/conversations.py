@@ -115,7 +115,9 @@ def _of_turns(turns: list[Any], beside: Any, answered: bool) -> Item:
     for number, turn in enumerate(turns, start=1):
         where = f"turn {number}"
         if not isinstance(turn, dict):
-            raise InputError(f"{where} is a {type(turn).__name__} where an object with role and content is needed")
+            raise InputError(
+                f"{where} is a {type(turn).__name__} where an object with role and content is needed; mend it"
+            )
         role = _role(turn, where)
         _refuse_more(turn, where)
         if role == "assistant" and any(turn.get(name) in (0, False) for name in _LEARNED):
@@ -152,7 +154,8 @@ def _role(turn: Mapping[str, Any], where: str) -> str:
         raise InputError(f"{where} is a tool's ({name!r}), and tool calls are not taught here; leave the item out")
     if name not in ROLES:
         what = "has no role" if given is None else f"has the role {given!r:.40}"
-        raise InputError(f"{where} {what}; system, user and assistant are known (ShareGPT's human and gpt too)")
+        known = "system, user and assistant are known (ShareGPT's human and gpt too)"
+        raise InputError(f"{where} {what}; {known}: mend or remove the item")
     return ROLES[name]
 
 
@@ -166,9 +169,8 @@ def _said(value: Any, where: str) -> str:
         texts = [text for part in value if isinstance(text := part.get("text"), str)]
         value = "".join(texts) if len(texts) == len(value) else None
     if not isinstance(value, str):
-        raise InputError(
-            f"{where} has {'nothing' if value is None else f'a {type(value).__name__}'} where text is needed"
-        )
+        what = "nothing" if value is None else f"a {type(value).__name__}"
+        raise InputError(f"{where} has {what} where text is needed; mend or remove the item")
     if not value.strip():
         raise InputError(f"{where} is empty; mend or remove the item")
     return value
