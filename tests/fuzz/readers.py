@@ -451,7 +451,12 @@ def corpus(name: str) -> Callable[[bytes, Path], object]:
     return read
 
 
-_ITEMS = [{"instruction": "说", "input": "", "output": "好"}, {"instruction": "x", "output": "\ud83e\udd17"}]
+_ITEMS = [
+    {"instruction": "说", "input": "", "output": "好"},
+    {"instruction": "x", "output": "\ud83e\udd17", "system": "s", "history": [["a", "b"]]},
+    {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+    {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
+]
 
 
 def _lines(values: Iterable[Any]) -> bytes:

@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "an unknown role": ([turn("judge"), ANSWERED], "turn 1 has the role 'judge'; system, user and assistant are known"),
     "no role": ([{"content": "x"}, ANSWERED], "turn 1 has no role"),
     "a role that is no text": ([turn([1]), ANSWERED], r"turn 1 has the role \[1\]"),
-    "no object": (["x", ANSWERED], "turn 1 is a str where an object with role and content is needed; mend"),
+    "no object": (["x", ANSWERED], "turn 1 is a str where an object with role and content is needed"),
     "an empty turn": ([ASKED, turn("assistant", " \n")], "turn 2 is empty"),
     "an empty system text": ([turn("system", ""), ASKED, ANSWERED], "turn 1 is empty"),
     "no content": ([{"role": "user"}, ANSWERED], "turn 1 has nothing where text is needed"),
