@@ -156,16 +156,16 @@ class Chat:
     def _around(self) -> tuple[str, int]:
         """The white space that the template writes before an answer (Mistral's has a space), and the special piece
         behind it (ChatML's, say, beside an EOS of the base's); EOS where it writes none."""
-        question = asked("?")
-        with suppress(InputError, IndexError):
+        question, parts = asked("?"), []
+        with suppress(InputError):
             before = self._parts(question, trained=True)
-            said = self._parts([*question, {"role": "assistant", "content": "!"}], trained=True)
             begun = before.pop() if isinstance(before[-1], str) else ""
-            written, end = said[len(before)], said[len(before) + 1]
-            gap = "" if self._apart else str(written).removeprefix(str(begun)).partition("!")[0]
-            if isinstance(end, int) and end != self.encoder.bos:
-                return gap if gap.isspace() else "", end
-        return "", self.encoder.eos
+            parts = self._parts([*question, {"role": "assistant", "content": "!"}], trained=True)[len(before) :]
+        at = next((at for at, part in enumerate(parts[:-1]) if "!" in str(part)), None)
+        if at is None or not isinstance(end := parts[at + 1], int) or end == self.encoder.bos:
+            return "", self.encoder.eos
+        gap = "" if at or self._apart else str(parts[0]).removeprefix(str(begun)).partition("!")[0]
+        return gap if gap.isspace() else "", end
 
     @cached_property
     def _cut(self) -> re.Pattern[str]:
