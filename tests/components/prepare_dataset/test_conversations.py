@@ -25,6 +25,7 @@ from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import DEFAULT, RECIPE
+from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 
 SYSTEM = {"role": "system", "content": "你是助手, be short."}
@@ -49,17 +50,33 @@ MARKED = {
     DEFAULT.template: DEFAULT.template,
 }
 """Template → the same with the markers by which transformers finds what is to be learned."""
-BASES = {"llama": "", "llama 3": LLAMA3_TEMPLATE, "qwen": CHATML, "smollm2": CHATML}
+GREETED = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe nice!<|im_end|>\n{% endif %}"
+"""As Qwen 2.5's begins."""
+MARKED[GREETED + CHATML] = GREETED + MARKED[CHATML]
+BASES = {
+    "llama": "", "llama with chatml": CHATML, "llama 3": LLAMA3_TEMPLATE, "qwen": CHATML, "qwen 2.5": GREETED + CHATML,
+    "smollm2": CHATML,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, byte_level_files, llama_tokenizer) -> dict[str, Path]:
     """Tokenizers as they lie beside a base, each with its chat template; LLaMA's has none."""
     found = {}
-    for name in BASES:
+    chatml = parse_model(llama_tokenizer)
+    for text in ("<|im_start|>", "<|im_end|>"):
+        chatml.pieces.add(piece=text, score=0.0, type=CONTROL)
+    others = {
+        "llama": {"tokenizer.model": llama_tokenizer},
+        "llama with chatml": {"tokenizer.model": chatml.SerializeToString()},
+        "qwen 2.5": byte_level_files["qwen"],
+    }
+    for name, template in BASES.items():
         found[name] = tmp_path_factory.mktemp("bases")
-        for file, content in byte_level_files.get(name, {"tokenizer.model": llama_tokenizer}).items():
+        for file, content in (byte_level_files | others)[name].items():
             (found[name] / file).write_bytes(content)
+        if template:
+            (found[name] / "chat_template.jinja").write_text(template)
     return found
 
 
