@@ -179,7 +179,7 @@ def _wrong_facts(facts: Mapping[str, Any], split: Any) -> str:
     good = {
         "block_size": type(facts.get("block_size")) is int and 0 < facts["block_size"] < 2**31,
         "token_type": facts.get("token_type") in ("<u2", "<u4"),
-        "columns": isinstance(split, dict) and split.get("columns") in (1, 2, TURNS),
+        "columns": isinstance(split, dict) and type(split.get("columns")) is int and split["columns"] in (1, 2, TURNS),
         "shards": isinstance(shards, list) and shards != [] and all(type(one) is int and one > 0 for one in shards),
     }
     return " and ".join(name for name, one in good.items() if not one)

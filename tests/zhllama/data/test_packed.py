@@ -250,6 +250,14 @@ def test_a_dataset_of_an_older_version_is_refused(tmp_path):
         PackedDataset(open_artifact(out.publish(KIND).reference))
 
 
+@pytest.mark.parametrize("columns", [0, 4, 2.0, True, "2"])
+def test_columns_of_no_kind_that_there_is_are_damage(tmp_path, columns):
+    out, _ = conversation(tmp_path)
+    out.facts["splits"]["train"]["columns"] = columns
+    with pytest.raises(InputError, match="its manifest's columns; it is damaged"):
+        PackedDataset(open_artifact(out.publish(KIND).reference))
+
+
 def test_a_block_may_be_longer_than_16_bits_count(tmp_path):
     artifact = publish(tmp_path, [[([7] * 70_000, 0), ([8] * 2_000, 0)]], block_size=72_000)
     assert PackedDataset(artifact).segments(0).tolist() == [[0, 1, 70_000], [70_000, 70_001, 72_000]]
