@@ -115,6 +115,11 @@ class Chat:
             kept = kept[2:]
         return kept
 
+    @property
+    def end(self) -> int:
+        """What ends an answer."""
+        return self._around[1]
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text as engines read it: a special token in it is that token."""
         ids: list[int] = []

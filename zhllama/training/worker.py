@@ -31,6 +31,7 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
 from zhllama.storage.private import temporary_folder
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.special_ids import special_ids
@@ -44,6 +45,7 @@ from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
 from zhllama.weights.chat_template import (
+    OWN,
     PROMPT_FACT,
     Template,
     chosen,
@@ -170,7 +172,7 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     }
 
 
-def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder) -> None:
+def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder) -> Template:
     """The base's tokenizer, with the template that was taught, by this training or the one it continues, or its own."""
     items = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns", 1) > 1
     before = [] if inputs.adapter is None else [inputs.adapter]
@@ -192,6 +194,7 @@ def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder
             "%s is asked otherwise than is taught: an engine that lays the adapter over it must be given the adapter's"
         )
         log.warning(f"{said} chat template (vLLM: --chat-template)", inputs.model.root)
+    return template
 
 
 def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:
@@ -206,9 +209,11 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
         if name not in ours and not is_template(name):
             out.copy(inputs.model, name)
     encoder = load_encoder(inputs.model, "--model")
-    _add_tokenizer(out, inputs, encoder)
+    template = default_of(_add_tokenizer(out, inputs, encoder))
     settings = read_settings(checkpoint)
     ids = special_ids(encoder, settings, checkpoint.where)
+    if out.facts[PROMPT_FACT] == OWN:
+        ids = ids.ending(Chat(encoder, template).end)
     write_settings(out, settings[CONFIG], settings.get(GENERATION, {}), ids)
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
