@@ -357,3 +357,38 @@ def test_conversations_of_an_evaluation_are_left_out(tmp_path, folders):
     (tmp_path / "exam.json").write_text(json.dumps(items[:1]))
     facts = prepared(tmp_path, folders["qwen"], items, evaluation=str(tmp_path / "exam.json")).manifest.facts
     assert facts["left_out"]["in_evaluation"] == 2 - facts["documents"] == 1
+
+
+def test_conversations_and_items_are_mixed_by_weight(tmp_path, folders, base):
+    single = [{"instruction": f"翻译第{number}句", "output": f"number {number}"} for number in range(200)]
+    several = [{"messages": [{"role": "user", "content": f"问{number}"}, *TURNS[1:4]]} for number in range(200)]
+    for name, items in (("single", single), ("several", several)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "items.json").write_text(json.dumps(items))
+    config = PrepareDataset(
+        store=str(tmp_path / "store"), tokenizer=str(folders[base]), block_size=512, validation_fraction=0.1,
+        instructions=f"{tmp_path / 'several'}:0.5,{tmp_path / 'single'}:0.5",
+    )  # fmt: skip
+    artifact = open_artifact(run_stage(config, prepare_dataset).reference)
+    first, second = artifact.manifest.facts["sources"]
+    assert first["tokens"] / second["tokens"] == pytest.approx(1, abs=0.1)
+    chat = Chat(encoder_of(folders[base]), BASES[base] or DEFAULT.template)
+    found = [turn for one in documents(PackedDataset(artifact, TRAIN)) for turn in turns_learned(*one)]
+    wanted = []
+    for item in [*single, *several]:
+        messages = item.get("messages") or [
+            {"role": "user", "content": item["instruction"]}, {"role": "assistant", "content": item["output"]}
+        ]  # fmt: skip
+        for at in range(1, len(messages), 2):
+            before, (said,) = chat.answered(messages[:at], [messages[at]["content"]])
+            wanted.append((before, said))
+    assert {str(turn) for turn in found} <= {str(turn) for turn in wanted}
+    assert len(found) > 150
+
+
+def test_a_conversation_that_is_nearly_another_is_left_out_on_request(tmp_path, folders):
+    said = [{"role": "user", "content": "请写一首关于春天的长诗，要有花有鸟有风"}, *TURNS[1:4]]
+    like = [{"role": "user", "content": "请写一首关于春天的长诗，要有花有鸟有雨"}, *TURNS[1:4]]
+    items = [{"messages": said}, {"messages": like}, {"messages": TURNS[2:4]}]
+    facts = prepared(tmp_path, folders["qwen"], items, drop_near_duplicates=True).manifest.facts
+    assert (facts["documents"], facts["left_out"]["near_duplicates"]) == (2, 1)
