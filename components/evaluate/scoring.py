@@ -14,17 +14,21 @@ import torch
 
 from components.evaluate.exams import Exam, letters, prompts
 from components.evaluate.held_out import HeldOutItem, chance
+from zhllama.data.conversations import messages_of
+from zhllama.errors import InputError
 from zhllama.inference.load import LoadedModel
 from zhllama.inference.scoring import batches, log_probs_of, padded
 from zhllama.progress import Progress
-from zhllama.tokenizer.prompt import question_of
 
 
 def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -> dict[str, Any]:
     """The figures of held-out instructions."""
     fitting, rows, costs = [], [], []
     for item in items:
-        prompt, answers = loaded.chat.answered(question_of(item.item), item.choices)
+        try:
+            prompt, answers = loaded.chat.answered(messages_of(item.item), item.choices)
+        except InputError as fault:
+            raise InputError(f"{item.item.place}: {fault}; evaluate without this item") from fault
         if len(prompt) + max(map(len, answers)) <= loaded.positions:
             fitting.append(item)
             rows.append(_row(prompt, answers))

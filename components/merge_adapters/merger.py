@@ -17,9 +17,10 @@ from zhllama.models.architecture import EMBEDDING
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import padding_multiple
-from zhllama.weights.chat_template import chosen, is_template
+from zhllama.weights.chat_template import chosen, default_of, is_template
 from zhllama.weights.fit import require_rows
 from zhllama.weights.model_card import write_card
 from zhllama.weights.model_config import GENERATION
@@ -73,7 +74,7 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     log.info("chat template: %s", why)
     if encoder is not None:
         given_settings = read_settings(checkpoint)
-        ids = special_ids(encoder, given_settings, checkpoint.where)
+        ids = special_ids(encoder, given_settings, checkpoint.where).ending(Chat(encoder, default_of(template)).end)
         write_settings(out, settings, given_settings.get(GENERATION, {}), ids)
         positions = int(settings.get("max_position_embeddings", 2048))
         for name, content in encoder.files(positions, template).items():

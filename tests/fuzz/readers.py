@@ -451,7 +451,12 @@ def corpus(name: str) -> Callable[[bytes, Path], object]:
     return read
 
 
-_ITEMS = [{"instruction": "说", "input": "", "output": "好"}, {"instruction": "x", "output": "\ud83e\udd17"}]
+_ITEMS = [
+    {"instruction": "说", "input": "", "output": "好"},
+    {"instruction": "x", "output": "\ud83e\udd17", "system": "s", "history": [["a", "b"]]},
+    {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+    {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
+]
 
 
 def _lines(values: Iterable[Any]) -> bytes:
@@ -491,7 +496,9 @@ def _packed() -> tuple[Manifest, dict[str, bytes]]:
     with tempfile.TemporaryDirectory() as folder:
         out = ArtifactWriter(folder, "prepare_dataset", "key")
         with PackedWriter(out, TRAIN, 8, encoder.size, 0) as train:
-            train.write_blocks(Blocks(Segments(ids, lengths, np.array([1, 0, 2])), np.array([2, 1])))
+            # of which the last is a conversation of two turns
+            marks = np.array([0, 1, 1, 1, 1, 0, 1, 0, 1], np.uint8)
+            train.write_blocks(Blocks(Segments(ids, lengths, np.array([1, 0, 1]), marks), np.array([2, 1])))
         out.vocabulary = encoder.vocabulary()
         out.facts = packed_facts(8, encoder.size, 0, [train])
         made = open_artifact(out.publish(KIND).reference)

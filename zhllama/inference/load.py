@@ -60,7 +60,7 @@ class LoadedModel:
     @property
     def stops(self) -> tuple[int, ...]:
         """The ids that end an answer."""
-        return (self.encoder.eos, *self.further)
+        return tuple(dict.fromkeys((self.encoder.eos, *self.further, self.chat.end)))
 
     @property
     def padding(self) -> int:

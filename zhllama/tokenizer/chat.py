@@ -13,9 +13,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 
 from zhllama.errors import InputError
@@ -34,6 +34,10 @@ def asked(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
+def _conversation(question: str | Sequence[Message]) -> Sequence[Message]:
+    return asked(question) if isinstance(question, str) else question
+
+
 class Chat:
     """Conversations → ids, by a template; and text → ids → text, as engines have them."""
 
@@ -44,26 +48,46 @@ class Chat:
         self._apart = self._prompt is RECIPE or template == AS_IS
         """Whether training encodes answers on their own."""
 
-    def ids(self, messages: Sequence[Message], trained: bool = False) -> list[int]:
-        """Ending where an answer has to begin. InputError for a conversation that the template refuses. `trained`: as
-        training has them."""
-        ids: list[int] = []
-        for part in self._parts(messages, trained):
-            ids += [part] if isinstance(part, int) else self.encoder.encode(part)
-        return ids
+    def ids(self, question: str | Sequence[Message], trained: bool = False) -> list[int]:
+        """Of a question, or of a conversation, ending where an answer has to begin. InputError for what the template
+        refuses. `trained`: as training has them."""
+        return self._encoded(self._parts(_conversation(question), trained), self.encoder.encode)
 
-    def answered(self, text: str, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """The ids of a question, and of each answer to it with what ends it, as training has them."""
-        parts = self._parts(asked(text), trained=True)
+    def answered(self, question: str | Sequence[Message], answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """The ids of a question, or of a conversation that waits for an answer, and of each answer to it with what ends
+        it, as training has them."""
+        return self._answered(_conversation(question), answers, self.encoder.encode)
+
+    def turns(self, messages: Sequence[Message]) -> Iterator[tuple[list[int], list[int]]]:
+        """Of each answer in a conversation, in order: the ids of all that stands before it, as the model is asked for
+        it, and its own with what ends it."""
+        # what was said before is encoded once, not with each turn
+        encode = cache(self.encoder.encode)
+        for at, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before, (said,) = self._answered(messages[:at], [message["content"]], encode)
+                yield before, said
+
+    def _answered(
+        self, messages: Sequence[Message], answers: Sequence[str], encode: Callable[[str], list[int]]
+    ) -> tuple[list[int], list[list[int]]]:
+        parts = self._parts(messages, trained=True)
         before = "" if self._apart or isinstance(parts[-1], int) else parts[-1]
-        head = self.encoder.encode(before)
+        head = encode(before)
+        gap, end = self._around
         found = []
         for answer in answers:
-            whole = self.encoder.encode(before + answer)
+            whole = encode(before + gap + answer)
             # otherwise a piece spans the two, and what is asked would not be what was learned
-            whole = whole[len(head) :] if whole[: len(head)] == head else self.encoder.encode(answer)
-            found.append([*whole, self._end])
-        return self.ids(asked(text), trained=True), found
+            whole = whole[len(head) :] if whole[: len(head)] == head else encode(gap + answer)
+            found.append([*whole, end])
+        return self._encoded(parts, encode), found
+
+    def _encoded(self, parts: Sequence[int | str], encode: Callable[[str], list[int]]) -> list[int]:
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else encode(part)
+        return ids
 
     def text(self, messages: Sequence[Message]) -> str:
         """The conversation as the template writes it, BOS and EOS among it. InputError as of `ids`."""
@@ -75,9 +99,11 @@ class Chat:
         except ValueError as error:
             raise InputError(f"the model's chat template refuses this conversation: {error}") from error
 
-    def read(self, text: str) -> str:
-        """What a model reads that is asked `text`, but for BOS."""
-        return self.text(asked(text)).removeprefix("".join(self.encoder.pieces[index] for index in self.encoder.begin))
+    def read(self, question: str | Sequence[Message]) -> str:
+        """What a model reads that is asked this, but for BOS."""
+        return self.text(_conversation(question)).removeprefix(
+            "".join(self.encoder.pieces[index] for index in self.encoder.begin)
+        )
 
     def fitting(self, messages: Sequence[Message], positions: int, room: int) -> list[Message]:
         """The newest messages that leave `room` for an answer, but never more than half of the positions; a question
@@ -88,6 +114,11 @@ class Chat:
         while len(kept) > 2 and len(self.ids(kept, trained=True)) + room > positions:
             kept = kept[2:]
         return kept
+
+    @property
+    def end(self) -> int:
+        """What ends an answer."""
+        return self._around[1]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text as engines read it: a special token in it is that token."""
@@ -127,17 +158,19 @@ class Chat:
         return [self.encoder.special[part] if part in self.encoder.special else shown(part) for part in parts]
 
     @cached_property
-    def _end(self) -> int:
-        """The special piece that the template writes behind an answer (ChatML's, say, beside an EOS of the base's);
-        EOS where it writes none."""
-        question = asked("?")
-        with suppress(InputError, IndexError):
+    def _around(self) -> tuple[str, int]:
+        """The white space that the template writes before an answer (Mistral's has a space), and the special piece
+        behind it (ChatML's, say, beside an EOS of the base's); EOS where it writes none."""
+        question, parts = asked("?"), []
+        with suppress(InputError):
             before = self._parts(question, trained=True)
-            said = self._parts([*question, {"role": "assistant", "content": "!"}], trained=True)
-            end = said[len(before) + isinstance(before[-1], int)]
-            if isinstance(end, int) and end != self.encoder.bos:
-                return end
-        return self.encoder.eos
+            begun = before.pop() if isinstance(before[-1], str) else ""
+            parts = self._parts([*question, {"role": "assistant", "content": "!"}], trained=True)[len(before) :]
+        at = next((at for at, part in enumerate(parts[:-1]) if "!" in str(part)), None)
+        if at is None or not isinstance(end := parts[at + 1], int) or end == self.encoder.bos:
+            return "", self.encoder.eos
+        gap = "" if at or self._apart else str(parts[0]).removeprefix(str(begun)).partition("!")[0]
+        return gap if gap.isspace() else "", end
 
     @cached_property
     def _cut(self) -> re.Pattern[str]:

@@ -7,8 +7,8 @@ further ends (ChatML's `<|im_end|>`, say) counts where it is a special piece tha
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from zhllama.tokenizer.encoder import Encoder
 
@@ -31,6 +31,10 @@ class SpecialIds:
     @property
     def stops(self) -> tuple[int, ...]:
         return (self.eos, *self.further)
+
+    def ending(self, end: int) -> Self:
+        """With the piece that the taught chat template writes behind an answer: a model that learnt it stops there."""
+        return self if end in self.stops else replace(self, further=(*self.further, end))
 
     @property
     def config(self) -> dict[str, int | None]:

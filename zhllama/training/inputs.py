@@ -15,11 +15,13 @@ from zhllama.errors import InputError
 from zhllama.models import architecture
 from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Vocabulary, contract_of, has_tokenizer, load_encoder
 from zhllama.training.options import FinetuneOptions, PretrainOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.adapter_config import AdapterConfig
 from zhllama.weights.beside import require_known_tokens
+from zhllama.weights.chat_template import prompt_of
 from zhllama.weights.fit import contracts_of, require_equal, require_rows, require_trained_on, rows_fit, trained_on
 from zhllama.weights.merge_plan import encoder_of
 from zhllama.weights.model_config import model_config
@@ -58,6 +60,8 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     rows = config["vocab_size"]
     fit = rows_fit(vocabulary.size, rows, model.manifest.vocabulary)
     require_rows(vocabulary.size, rows, names[0], "config.json says", fit)
+    # what cannot be published is not trained
+    prompt_of(dataset, RECIPE.name)
     facts = dataset.manifest.facts
     if TRAIN not in facts.get("splits", {}):
         raise InputError(f"{names[1]}: no blocks to train on in it; give what prepare_dataset wrote")

@@ -9,6 +9,8 @@ import pytest
 from components.evaluate import scoring
 from components.evaluate.held_out import choose_items
 from tests.loaded_model import plain_log_probs
+from zhllama.data.conversations import Item, messages_of
+from zhllama.errors import InputError
 from zhllama.inference.generate import answer
 from zhllama.inference.load import LoadedModel
 from zhllama.inference.sampling import Sampling
@@ -49,6 +51,29 @@ def test_answers_are_scored_behind_the_prompt_that_the_model_was_taught(loaded: 
     taught = dataclasses.replace(loaded, template=prompt.plain)
     score = scoring.score_items(taught, items, "items")
     assert score["answer_bits_per_byte"] == pytest.approx(bits / 7, rel=1e-5)
+
+
+def test_the_answer_of_a_conversation_is_scored_behind_all_that_was_said(loaded: LoadedModel) -> None:
+    turns = {"system": "be short", "history": [["q", "a1"]]}
+    items = choose_items([Item(instruction="r", input="", output="The end", **turns)], 500)
+    taught = dataclasses.replace(loaded, template=DEFAULT.template)
+    asked = taught.chat.ids(messages_of(items[0].item), trained=True)
+    assert asked == [
+        *loaded.prompt_ids(DEFAULT.wrap("be short\nq") + "a1"), loaded.encoder.eos,
+        *loaded.encoder.encode(DEFAULT.wrap("r")),
+    ]  # fmt: skip
+    _, (said,) = taught.chat.answered("r", ["The end"])
+    bits = -plain_log_probs(loaded, asked, said).sum().item() / math.log(2)
+    score = scoring.score_items(taught, items, "items")
+    assert score["answer_bits_per_byte"] == pytest.approx(bits / 7, rel=1e-5)
+
+
+def test_an_item_that_the_models_template_refuses_is_named(loaded: LoadedModel) -> None:
+    items = choose_items([Item(instruction="r", input="", output="x", system="y")], 500)
+    items[0].item.place = "held-out.json: item 1"
+    refuses = dataclasses.replace(loaded, template="{{ raise_exception('no system') if messages[0].role == 'system' }}")
+    with pytest.raises(InputError, match=r"held-out.json: item 1: the model's chat template refuses .*no system; eval"):
+        scoring.score_items(refuses, items, "items")
 
 
 def test_choices_behind_one_prompt_score_as_rows_of_their_own(

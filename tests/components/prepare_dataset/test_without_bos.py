@@ -8,6 +8,7 @@ import pytest
 
 from components.prepare_dataset.options import PrepareDataset
 from components.prepare_dataset.preparer import prepare_dataset
+from tests.byte_level_bases import CHATML
 from tests.texts import chinese_sentences
 from zhllama.artifacts.open import open_artifact
 from zhllama.data.packed import TRAIN, PackedDataset
@@ -59,14 +60,15 @@ def test_a_document_is_its_ids_and_eos(tmp_path, tokenizer):
     assert all(one.begins and one.ends for one in shown)
 
 
-def test_an_item_has_the_ids_that_it_is_asked_with(tmp_path, tokenizer):
+@pytest.mark.parametrize("template", ["own", "alpaca"])
+def test_an_item_has_the_ids_that_it_is_asked_with(tmp_path, tokenizer, template):
     (tmp_path / "items.json").write_text(json.dumps(ITEMS))
     encoder = load_encoder(open_artifact(str(tokenizer)), "")
-    chat, wanted = Chat(encoder, DEFAULT.template), []
+    chat, wanted = Chat(encoder, CHATML if template == "own" else DEFAULT.template), []
     for item in ITEMS:
         asked, (said,) = chat.answered(question_of(item), [item["output"]])
         wanted.append([*asked, *said])
-    found = segments(prepare(tmp_path, tokenizer, instructions=str(tmp_path / "items.json")))
+    found = segments(prepare(tmp_path, tokenizer, instructions=str(tmp_path / "items.json"), template=template))
     # ChatML's end is EOS here
     assert sorted(found) == sorted(wanted)
 

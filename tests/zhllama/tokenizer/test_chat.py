@@ -126,6 +126,28 @@ def test_an_answer_that_the_template_does_not_end_ends_at_eos(encoder, template)
     assert one[-1] == encoder.eos
 
 
+THOUGHT = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}"
+THOUGHT += "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+THOUGHT += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "gap"),
+    [
+        (CHATML, ""),
+        (CHATML.replace("message['content'] +", "' ' + message['content'] +"), " "),
+        (THOUGHT, ""),
+        (THOUGHT.replace("<think>", "<unk>"), ""),
+    ],
+    ids=["none", "a space", "a thought", "a thought that begins with a special token"],
+)
+def test_of_what_a_template_writes_before_an_answer_white_space_is_the_answers(encoder, template, gap):
+    prompt, (one,) = Chat(encoder, template).answered("你好", ["The end"])
+    text = "assistant\n"
+    assert prompt[-len(encoder.encode(text)) :] == encoder.encode(text)
+    assert one == [*encoder.encode(f"{text}{gap}The end")[len(encoder.encode(text)) :], 801]
+
+
 def test_the_recipes_answer_begins_with_a_space_of_its_own(encoder):
     prompt, (one,) = Chat(encoder, RECIPE.template).answered("你好", ["The end"])
     assert prompt == [encoder.bos, *encoder.encode(RECIPE.wrap("你好"))]
