@@ -402,9 +402,9 @@ def drop_fast_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (change_merges, "other ids than tokenizer.model"),
-        (drop_bos, "other ids than tokenizer.model"),
-        (change_template, "other ids than tokenizer.model for a question"),
+        (change_merges, "other ids than training"),
+        (drop_bos, "other ids than training"),
+        (change_template, "other ids than training for a question"),
         (drop_fast_tokenizer, "no tokenizer.json"),
     ],
 )
