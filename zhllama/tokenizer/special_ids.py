@@ -55,7 +55,10 @@ def special_ids(encoder: Encoder, files: Mapping[str, Mapping[str, Any]], where:
     ends = dict.fromkeys(one for ids in said.values() for one in ids["eos"] if type(one) is int and one != encoder.eos)
     further = _further(encoder, list(ends)) if ends else ()
     found = SpecialIds(encoder.named.get("bos"), encoder.eos, encoder.named_pad, further)
-    right: dict[str, set[int | None]] = {"bos": {found.bos}, "eos": set(found.stops), "pad": {found.pad}}
+    # an end as padding is how files say that there is none of its own
+    right: dict[str, set[int | None]] = {
+        "bos": {found.bos}, "eos": set(found.stops), "pad": {found.pad, *found.stops},
+    }  # fmt: skip
     wrong = {
         file: ", ".join(
             f"{name} {', '.join(map(str, given))}"[:_LONGEST]
