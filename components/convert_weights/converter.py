@@ -1,6 +1,6 @@
-"""Meta's shards, or a GGUF → Hugging Face safetensors, streaming: a few tensors in memory (one is written while the
-next is read and joined; of a GGUF, some rows), no local copy, float16 stays float16. Peak beyond the program's own:
-under 3 times the largest tensor, and of a GGUF what a few chunks of rows take.
+"""Meta's shards, a GGUF or a Hugging Face folder → safetensors as every stage reads them, streaming: a few tensors in
+memory (one is written while the next is read and joined; of a GGUF, some rows), no local copy, float16 stays float16.
+Peak beyond the program's own: under 3 times the largest tensor, and of a GGUF what a few chunks of rows take.
 
 The embeddings (embed_tokens and lm_head) get a file of their own, because extending the vocabulary and the first stage
 of training change nothing else: those stages rewrite that file and copy the others within the store.
@@ -37,7 +37,7 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     """Publishes the model. InputError for shards that are damaged, incomplete or do not fit params.json."""
     import torch
 
-    weights = inputs["weights"].require_kind("meta-weights", "exported", "gguf", option="--weights")
+    weights = inputs["weights"].require_kind("meta-weights", "exported", "gguf", "hf-model", option="--weights")
     model = open_source(weights, config.dtype)
     encoder = load_encoder(model.tokenizer, "--weights")
     if encoder.size > model.vocabulary_rows or (encoder.size < model.vocabulary_rows and not model.padded):
@@ -70,7 +70,7 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
                 tensors.close()
     place_of = {name: file for file, names in files.items() for name in names}
     out.add_bytes(INDEX, index_json(place_of, total))
-    write_settings(out, model.config(out.vocabulary, config.max_positions), {}, ids)
+    write_settings(out, model.config(out.vocabulary, config.max_positions), model.generation, ids)
     for name, content in encoder.files(positions, template).items():
         out.add_bytes(name, content)
 

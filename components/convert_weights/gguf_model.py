@@ -7,8 +7,9 @@ llama.cpp keeps norms in float32; they are written as the matrices are, where th
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from components.convert_weights.source import Written
 from zhllama.artifacts.in_memory import in_memory
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
@@ -21,13 +22,6 @@ from zhllama.weights.meta_format import permute
 
 if TYPE_CHECKING:
     import torch
-
-
-class Written(NamedTuple):
-    """How a tensor is written."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 class GgufModel:

@@ -1,20 +1,28 @@
-"""What is converted: Meta's files or a GGUF, whichever lies there, behind the same questions."""
+"""What is converted: Meta's files, a GGUF or a Hugging Face folder, whichever lies there, behind the same questions."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.tokenizer.vocabulary import Vocabulary
 from zhllama.weights.gguf_file import SUFFIX
+from zhllama.weights.meta_format import PARAMS
+from zhllama.weights.model_config import CONFIG
 
 if TYPE_CHECKING:
     import torch
 
 
-class Written(Protocol):
-    """How a tensor is written: torch's name of the dtype, and the shape."""
+class Written(NamedTuple):
+    """How a tensor is written."""
 
+    dtype: str
+    """torch's name of it."""
+    shape: tuple[int, ...]
+
+
+class _Written(Protocol):
     @property
     def dtype(self) -> str: ...
     @property
@@ -39,18 +47,22 @@ class WeightSource(Protocol):
     dtype: str
 
     @property
-    def tensors(self) -> Mapping[str, Written]: ...
+    def tensors(self) -> Mapping[str, _Written]: ...
     def pieces(self, name: str) -> Iterator["torch.Tensor"]: ...
     def config(self, vocabulary: Vocabulary, max_positions: int) -> dict[str, Any]: ...
     def positions(self, max_positions: int) -> int: ...
 
 
 def open_source(weights: Artifact, dtype: str) -> WeightSource:
-    """InputError for what is neither, or cannot be converted."""
+    """InputError for what is none of them, or cannot be converted."""
     if any(name.endswith(SUFFIX) for name in weights.names):
         from components.convert_weights.gguf_model import GgufModel
 
         return GgufModel(weights, "--weights", dtype)
+    if CONFIG in weights and PARAMS not in weights:
+        from components.convert_weights.hf_model import HfModel
+
+        return HfModel(weights, "--weights", dtype)
     from components.convert_weights.meta_model import MetaModel
 
     if dtype:

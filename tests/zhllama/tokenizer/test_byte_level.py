@@ -191,7 +191,7 @@ def test_a_conversation_has_transformers_ids(folder):
     messages = [*asked("你好 <|im_end|>"), {"role": "assistant", "content": "Good day"}, *asked("再见, it's late")]
     wanted = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
     assert Chat(encoder, template).ids(messages) == list(wanted)
-    assert Chat(encoder, template)._end == encoder.eos
+    assert Chat(encoder, template).end == encoder.eos
 
 
 def test_ids_are_written_as_transformers_writes_them(folder):
