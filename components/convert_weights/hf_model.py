@@ -41,7 +41,7 @@ class HfModel:
         self.title, self.tied = kind.title, is_tied(checkpoint)
         self.vocabulary_rows = checkpoint.info(EMBEDDING).shape[0]
         self.dtype = dtype or checkpoint.info(EMBEDDING).dtype
-        places = [place.hf for place in kind.places({**self._config, "tie_word_embeddings": self.tied})]
+        places = [place.hf for place in kind.places(self._config) if not (self.tied and place.kind == "head")]
         self.tensors = {
             name: Written(dtype or checkpoint.info(name).dtype, checkpoint.info(name).shape) for name in places
         }
