@@ -90,7 +90,7 @@ def _too_little_chinese(base: Mapping[str, Any], adapted: Mapping[str, Any]) -> 
         ("bits a byte of English", adapted["bits_per_byte"]["en"], 1.40),
         ("tokens a Chinese character", adapted["tokens_per_character"]["zh"], 0.70),
     )
-    found = [f"{figure:.2f} {what}; {most} are expected" for what, figure, most in wanted if figure > most]
+    found = [f"{figure:.2f} {what}; {most:.2f} are expected" for what, figure, most in wanted if figure > most]
     return found + _too_few_right(adapted, 0.85)
 
 

@@ -23,7 +23,7 @@ def test_the_page_holds_them_as_they_are():
     assert "| `lora_steps` | run | whole number | tiny, smollm2-135m: `120`; the others: `6000` |" in page
     assert "| `store` | run | text | (required) |" in page
     assert "| `prompts` | run | text | (empty) |" in page
-    assert "| `lora_memory` | compile | text | tiny: `4Gi`; 7b: `256Gi`; " in page
+    assert "| `lora_memory` | compile | text | tiny, smollm2-135m: `4Gi`; 7b: `256Gi`; " in page
 
 
 def test_a_page_without_the_place_is_refused():
