@@ -120,9 +120,9 @@ def configured(
     try:
         use_images(told["registry"], told["tag"], Path(told["digests"]) if told["digests"] else None)
     except InputError as error:
-        raise InputError(
-            str(error).replace("--digests", "--set digests" if "digests" in texts else "--digests")
-        ) from error
+        if "digests" not in texts:
+            raise
+        raise InputError(str(error).replace("--digests", "--set digests")) from error
     return told
 
 

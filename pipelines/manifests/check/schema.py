@@ -114,14 +114,10 @@ def strict(definition: dict[str, Any], version: str) -> dict[str, Any] | None:
             # every object has a kind, said or not; a definition leaves metadata open: the API server knows what is in
             # it, and sets the status aside
             text = {"type": "string"}
-            schema["properties"] = (
-                {"apiVersion": text, "kind": text}
-                | schema.get("properties", {})
-                | {
-                    "metadata": {"type": "object"},
-                    "status": {"type": "object"},
-                }
-            )
+            own, set_aside = schema.get("properties", {}), {"type": "object"}
+            schema["properties"] = {
+                "apiVersion": text, "kind": text, **own, "metadata": set_aside, "status": set_aside,
+            }  # fmt: skip
             return schema
     return None
 
