@@ -31,7 +31,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv gguf demo test test-fast test-all bench compat soak fuzz lint format types render images images-test lock clean
+.PHONY: help venv gguf demo demo-toy test test-fast test-all bench compat soak fuzz lint format types render images images-test lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 13
@@ -65,6 +65,9 @@ WITH_GGUF := $(if $(shell command -v c++),$(GGUF))
 
 demo: venv  ## the whole adaptation, on real Chinese text, on this machine
 	$(BIN)/zhllama demo $(if $(TEXT),--text "$(TEXT)") $(if $(INSTRUCTIONS),--instructions "$(INSTRUCTIONS)") $(DEMO_ARGS)
+
+demo-toy: venv  ## the same from a tiny model that is made here, and speaks no language
+	$(BIN)/zhllama demo --toy $(if $(TEXT),--text "$(TEXT)") $(if $(INSTRUCTIONS),--instructions "$(INSTRUCTIONS)") $(DEMO_ARGS)
 
 RUN_TESTS = $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup
 FAST := not slow and not slowest and not gguf and not browser and not images

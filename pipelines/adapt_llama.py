@@ -70,13 +70,16 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         )  # fmt: skip
     elif shape.start == "extended":
         chinese = given.extended_model
+    elif not shape.extends:
+        chinese = base
     else:
         if shape.tokenizer == "given":
             pieces = given.chinese_tokenizer
         else:
+            continued = {"base": base} if shape.tokenizer == "continue" else {}
             pieces = step(
                 "data", train_tokenizer, "train_tokenizer", why("tokenizer"),
-                text=given.text, vocab_size=given.vocab_size, skip_bad=told["skip_bad"],
+                text=given.text, vocab_size=given.vocab_size, skip_bad=told["skip_bad"], **continued,
             )  # fmt: skip
         chinese = step(
             "weights", extend_tokenizer, "extend_tokenizer", why("tokenizer"), model=base, chinese_tokenizer=pieces

@@ -88,7 +88,7 @@ def _is_read(setting: Setting, shape: Shape, addresses: Mapping[str, bool]) -> b
     if family in TRAININGS:
         return {"embeddings": shape.stage1, "lora": shape.stage2, "sft": shape.sft}[family]
     if name == "vocab_size":
-        return shape.extends and shape.tokenizer == "train"
+        return shape.extends and shape.tokenizer != "given"
     if name in ("block_size", "validation_fraction"):
         return shape.stage2 or shape.instructions != "none"
     return True
@@ -226,8 +226,8 @@ def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> Non
     if starts and "start" not in layer:
         imply("start", *starts[0])
     if layer.get("chinese_tokenizer"):
-        if layer.get("tokenizer") == "train":
-            raise InputError(f"{source} tokenizer=train: chinese_tokenizer is given; leave one of them out")
+        if (kind := layer.get("tokenizer", "given")) != "given":
+            raise InputError(f"{source} tokenizer={kind}: chinese_tokenizer is given; leave one of them out")
         imply("tokenizer", "given", "chinese_tokenizer")
     said = layer.get("instructions")
     if said in WORDS_OF_INSTRUCTIONS:
@@ -269,9 +269,9 @@ def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: st
         for name, shown in asked if values[of] is False else ():
             if name in names:
                 refuse(name, shown, of, f"{of}=false")
-    if values["tokenizer"] == "given":
-        of = made.reasons.get("tokenizer", "").rpartition(" ")[2]
-        refuse("vocab_size", "", of, "tokenizer=given" if of == "tokenizer" else "chinese_tokenizer, which is given,")
+    if values["tokenizer"] in ("given", "keep"):
+        of, kind = made.reasons.get("tokenizer", "").rpartition(" ")[2], values["tokenizer"]
+        refuse("vocab_size", "", of, f"tokenizer={kind}" if of == "tokenizer" else "chinese_tokenizer, which is given,")
     if shape.instructions == "given" and words == "given" and shape.sft:
         unused = [name for name in sorted(by) if name.startswith("generate_")]
         for name in (*unused, "import_instructions"):
@@ -288,6 +288,11 @@ def _refuse_unread(made: Configuration, told: Iterable[str]) -> None:
     """InputError for an address that --set names and this course does not read: it would be left out in silence."""
     shape = made.shape
     read = shape.reads()
+    if "vocab_size" in told and shape.start in ("weights", "model") and shape.tokenizer == "keep":
+        mend = "say --set tokenizer=continue (or train) as well"
+        raise InputError(
+            f"--set vocab_size: {made.size.name} keeps its vocabulary ({made.reason('tokenizer')}); {mend}"
+        )
     for name in told:
         if SETTINGS[name].address and made.values[name] and name not in read:
             trainings = {"stage 1": shape.stage1, "stage 2": shape.stage2, "SFT": shape.sft}
@@ -309,7 +314,12 @@ def _resolved(size: Size, chosen: Mapping[str, Value]) -> tuple[Size, dict[str, 
             continue
         for path in SETTINGS[name].fields if value is not None else ():
             size = _replaced(size, path, value)
-    return size, {name: chosen.get(name, setting.default(size)) for name, setting in SETTINGS.items()}
+    values = {name: chosen.get(name, setting.default(size)) for name, setting in SETTINGS.items()}
+    if values["tokenizer"] == "keep" and values["start"] in ("weights", "model"):
+        # no new rows: nothing that only the embeddings would have to learn
+        values |= {"run_stage1": chosen.get("run_stage1", False)}
+        values |= {"lora_freeze_embeddings": chosen.get("lora_freeze_embeddings", True)}
+    return size, values
 
 
 def _replaced(record: Any, path: str, value: Value) -> Any:

@@ -109,7 +109,8 @@ def check_given(told: Configuration) -> None:
     for name in sorted(told.given & SETTINGS.keys()):
         stage, option = SETTINGS[name].option or (StageOptions, "")
         if stage in _ALONE and not SETTINGS[name].address and told[name] not in (None, ""):
-            words = {**_ALONE[stage], option: text_of(told[name])}
+            continued = {"base": _ANYWHERE} if stage is TrainTokenizer and told["tokenizer"] == "continue" else {}
+            words = {**_ALONE[stage], **continued, option: text_of(told[name])}
             with _by_settings(told, {option: (name,)}):
                 parse(stage, [f"{option_of(one)}={text}" for one, text in words.items()])
     shape = told.shape

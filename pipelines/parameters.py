@@ -28,10 +28,13 @@ def table() -> str:
             group = one.group
             heading = f"\n### {group}\n" if group else ""
             lines += (heading, "| setting | of | | default | |", "|---|---|---|---|---|")
-        # `8`, or where sizes differ `tiny: 2; 7b, 13b: 8`
+        # `8`, or where sizes differ `tiny: 2; the others: 8`
         names: dict[str, list[str]] = {}
         for size in loaded:
             names.setdefault(_code(shown_default(one, size)), []).append(size.name)
+        most = max(names, key=lambda text: len(names[text]))
+        if len(names[most]) > 2:
+            names = {text: of for text, of in names.items() if text != most} | {most: ["the others"]}
         several = "; ".join(f"{', '.join(of)}: {text}" for text, of in names.items())
         default = several if len(names) > 1 else next(iter(names))
         when, kind = one.described()

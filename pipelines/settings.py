@@ -181,8 +181,9 @@ compiled(
 )  # fmt: skip
 address("model", note="A model that is ready (a reference), instead of `weights`.")
 compiled(
-    "tokenizer", kind=Literal["train", "given"], default="train",
-    note="Whether the Chinese tokenizer is trained on `text` or given. Follows from chinese_tokenizer.",
+    "tokenizer", kind=Literal["train", "continue", "given", "keep"], default=operator.attrgetter("tokenizer"),
+    note="The vocabulary: train a SentencePiece model on `text` and append it, continue a byte-level base's own merges "
+    "on `text`, append a given one, or keep the base's as it is. Given follows from chinese_tokenizer.",
 )  # fmt: skip
 address("chinese_tokenizer", (ExtendTokenizer, "chinese_tokenizer"))
 address("extended_model", note="A model with its Chinese vocabulary, instead of all that makes one.")
@@ -237,8 +238,10 @@ compiled(
     note="Whether there is continued pre-training (embeddings, then LoRA); false leaves out both of its phases.",
 )  # fmt: skip
 compiled(
-    "run_stage1", default=True, note="Whether its first phase (the embeddings alone) runs. False with lora_adapter."
-)
+    "run_stage1", default=True,
+    note="Whether its first phase (the embeddings alone) runs. False with lora_adapter, and with tokenizer=keep unless "
+    "it is said.",
+)  # fmt: skip
 compiled("run_sft", default=True, note="Whether there is instruction tuning.")
 compiled(
     "check_merge", kind=bool, default=lambda size: not size.sft.gpu,
@@ -255,6 +258,9 @@ for training, called in TRAININGS.items():
             parameter(f"{training}_{name}", (options, option), of=called, fields=sized)
     compiled(f"{training}_nodes", (LaunchTraining, "nodes"), of=called, fields=(f"{training}.nodes",))
     for option in compiled_options(options):
+        if (training, option) == ("embeddings", "freeze_embeddings"):
+            # it would train nothing
+            continue
         sized = (f"{training}.{SIZED[option]}",) if option in SIZED else ()
         compiled(f"{training}_{option}", (options, option), of=called, fields=sized)
     compiled(
@@ -338,7 +344,7 @@ compiled(
 
 heading("The served model")
 compiled(
-    "serve_name", kind=str, default=lambda size: f"llama-{size.name}",
+    "serve_name", kind=str, default=operator.attrgetter("served_as"),
     note="What requests call the served model, and what its objects are called.",
 )  # fmt: skip
 for name in SERVED:

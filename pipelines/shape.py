@@ -14,7 +14,7 @@ class Shape:
     start: Literal["weights", "model", "extended", "adapters"]
     base: Literal["weights", "model", "extended"]
     """Where the model comes from that the result is compared with."""
-    tokenizer: Literal["train", "given"]
+    tokenizer: Literal["train", "continue", "given", "keep"]
     instructions: Literal["given", "import", "generate", "none"]
     stage1: bool
     stage2: bool
@@ -24,12 +24,12 @@ class Shape:
     @property
     def extends(self) -> bool:
         """Whether the vocabulary is extended here."""
-        return self.start in ("weights", "model")
+        return self.start in ("weights", "model") and self.tokenizer != "keep"
 
     def reads(self) -> dict[str, bool]:
         """The addresses that this course reads → whether it cannot do without."""
         adapts, given = self.start == "adapters", self.instructions == "given"
-        trains_tokenizer = self.extends and self.tokenizer == "train"
+        trains_tokenizer = self.extends and self.tokenizer != "given"
         made = self.instructions in ("import", "generate")
         # whether it is read, whether it cannot be done without
         addresses = {

@@ -18,7 +18,7 @@ import pytest
 from pipelines.local.s3_server import LocalS3
 from tests.named_tokens import chatml_model  # noqa: F401 - a fixture of all layers
 from tests.packed_data import packed_chinese, packed_instructions, packed_text  # noqa: F401 - fixtures of all layers
-from tests.texts import chinese_sentences, llama_shaped
+from tests.texts import chinese_sentences, code_lines, llama_shaped
 from zhllama import storage
 
 # tests run side by side on few cores: one thread per process is faster than many that fight
@@ -116,6 +116,15 @@ def chinese_tokenizer(chinese_text: list[str]) -> bytes:
     return trained(chinese_text, 800, 0.9995, "chinese_text")
 
 
+@pytest.fixture(scope="session")
+def byte_level_files(english_text: list[str], chinese_text: list[str]) -> dict[str, dict[str, bytes]]:
+    """Small byte-level tokenizers, the files of a model folder, by the base that they are shaped as: 1,500 pieces."""
+    from tests.byte_level_bases import SHAPES
+
+    lines = [*english_text[:2500], *islice(code_lines(), 500), *chinese_text[:40]]
+    return {name: make(lines, 1500) for name, make in SHAPES.items()}
+
+
 # --- a tiny model -----------------------------------------------------------------------------------------------------
 
 
@@ -124,10 +133,10 @@ def tiny_state(llama_tokenizer: bytes) -> dict[str, Any]:
     """A seeded random LLaMA as a Hugging Face state dict, float16: 64 wide, 2 layers, 4 heads, 800 pieces."""
     import torch
 
-    from zhllama.tokenizer.vocabulary import Encoder
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
     chance = torch.Generator().manual_seed(64)
-    rows = Encoder(llama_tokenizer).size
+    rows = SentencePieceEncoder(llama_tokenizer).size
     shapes = {"model.embed_tokens.weight": (rows, 64), "lm_head.weight": (rows, 64), "model.norm.weight": (64,)}
     for layer in range(2):
         prefix = f"model.layers.{layer}"
@@ -190,3 +199,26 @@ def extended_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, ch
         store=str(folder / "store"), model=tiny_model, chinese_tokenizer=str(folder / "tokenizer.model")
     )
     return run_stage(options, extend_tokenizer).reference
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_model: str) -> Any:
+    """The tiny model, as evaluate and generate load it."""
+    from tests.loaded_model import load_model
+
+    return load_model(tiny_model)
+
+
+@pytest.fixture
+def without_bytes(loaded: Any) -> Any:
+    """The model with its tokenizer bereft of byte fallback: Chinese is one unknown piece to it."""
+    import dataclasses
+
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
+    from zhllama.tokenizer.sentencepiece_model import parse_model
+
+    proto = parse_model(loaded.encoder.model)
+    proto.trainer_spec.byte_fallback = False
+    for piece in proto.pieces:
+        piece.type = 1 if piece.type == 6 else piece.type
+    return dataclasses.replace(loaded, encoder=SentencePieceEncoder(proto.SerializeToString()))

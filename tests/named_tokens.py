@@ -16,7 +16,7 @@ def chatml_model(request: pytest.FixtureRequest, tmp_path: Path, tiny_model: str
     import torch
     from safetensors.torch import load_file, save_file
 
-    from zhllama.weights.meta_format import EMBEDDING, HEAD
+    from zhllama.models.architecture import EMBEDDING, HEAD
 
     folder = shutil.copytree(Path(tiny_model).parent, tmp_path / "chatml")
     (folder / "manifest.json").unlink()

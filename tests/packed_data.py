@@ -12,7 +12,8 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import KIND, TRAIN, VALIDATION, Blocks, PackedWriter, Segments, packed_facts
 from zhllama.tokenizer.prompt import RECIPE
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
+from zhllama.tokenizer.vocabulary import Vocabulary
 
 BLOCK = 64
 
@@ -77,7 +78,7 @@ def packed_text(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: str, llama_tokenizer: bytes, english_text: list[str]
 ) -> str:
     """The reference of 200 English lines in blocks of 64, five of them held out."""
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     ids = [[encoder.bos, *encoder.encode(line), encoder.eos][:BLOCK] for line in english_text[:200]]
     segments = [Segment(np.array(one)) for one in ids]
     store = str(tmp_path_factory.mktemp("packed"))
@@ -87,7 +88,7 @@ def packed_text(
 @pytest.fixture(scope="session")
 def packed_instructions(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, llama_tokenizer: bytes) -> str:
     """The reference of 120 questions that have the answer Yes or No."""
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     whole: list[Any] = []
     for number in range(120):
         # the end of the recipe's prompt: all of it would not fit a block
@@ -101,7 +102,7 @@ def packed_instructions(tmp_path_factory: pytest.TempPathFactory, tiny_model: st
 @pytest.fixture(scope="session")
 def packed_chinese(tmp_path_factory: pytest.TempPathFactory, extended_model: str, chinese_text: list[str]) -> str:
     """The reference of 200 Chinese sentences in the extended model's vocabulary, four blocks held out."""
-    encoder = Encoder(open_artifact(extended_model).read("tokenizer.model"))
+    encoder = SentencePieceEncoder(open_artifact(extended_model).read("tokenizer.model"))
     ids = [[encoder.bos, *encoder.encode(line), encoder.eos][:BLOCK] for line in chinese_text[:200]]
     store = str(tmp_path_factory.mktemp("packed"))
     segments = [Segment(np.array(one)) for one in ids]

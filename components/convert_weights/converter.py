@@ -1,5 +1,6 @@
-"""Meta's shards → Hugging Face safetensors, streaming: a few tensors in memory (one is written while the next is read
-and joined), no local copy, float16 stays float16. Peak beyond the program's own: under 3 times the largest tensor.
+"""Meta's shards, a GGUF or a Hugging Face folder → safetensors as every stage reads them, streaming: a few tensors in
+memory (one is written while the next is read and joined; of a GGUF, some rows), no local copy, float16 stays float16.
+Peak beyond the program's own: under 3 times the largest tensor, and of a GGUF what a few chunks of rows take.
 
 The embeddings (embed_tokens and lm_head) get a file of their own, because extending the vocabulary and the first stage
 of training change nothing else: those stages rewrite that file and copy the others within the store.
@@ -8,22 +9,23 @@ of training change nothing else: those stages rewrite that file and copy the oth
 import math
 from collections.abc import Mapping
 from contextlib import closing
-from typing import Any
 
 from components.convert_weights.options import ConvertWeights
+from components.convert_weights.source import open_source
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.progress import Progress, human
 from zhllama.stage.inputs import Inputs
 from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.special_ids import special_ids
-from zhllama.tokenizer.vocabulary import Vocabulary, load_encoder
+from zhllama.tokenizer.vocabulary import load_encoder, padding_multiple
 from zhllama.weights.chat_template import chosen
-from zhllama.weights.meta_format import EMBEDDING, HEAD, PARAMS, TOKENIZER, MetaParams
+from zhllama.weights.meta_format import TOKENIZER
 from zhllama.weights.model_card import write_card
-from zhllama.weights.model_config import GENERATION, checked_config
+from zhllama.weights.model_config import GENERATION
 from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json, shard_file
 from zhllama.weights.settings import write_settings
 
@@ -35,25 +37,21 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     """Publishes the model. InputError for shards that are damaged, incomplete or do not fit params.json."""
     import torch
 
-    from components.convert_weights.meta_model import MetaModel
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-
-    weights = inputs["weights"].require_kind("meta-weights", "exported", option="--weights")
-    encoder = load_encoder(weights, "--weights")
-    model = MetaModel(weights, "--weights")
-    if encoder.size != model.vocabulary_rows:
+    weights = inputs["weights"].require_kind("meta-weights", "exported", "gguf", "hf-model", option="--weights")
+    model = open_source(weights, config.dtype)
+    encoder = load_encoder(model.tokenizer, "--weights")
+    if encoder.size > model.vocabulary_rows or (encoder.size < model.vocabulary_rows and not model.padded):
         raise InputError(
             f"--weights {weights.root}: {TOKENIZER} has {encoder.size} pieces and the weights have "
             f"{model.vocabulary_rows} rows; give the tokenizer that belongs to these weights"
         )
-    out.vocabulary = encoder.vocabulary(tied=False, dtype=model.dtype)
-    # Meta's own files have neither; what export_model wrote has both
-    template, why = chosen(weights, option="--weights")
-    try:
-        said_ids = {GENERATION: weights.read_object(GENERATION)} if GENERATION in weights else {}
-    except ValueError as error:
-        raise InputError(f"--weights {weights.root}: {GENERATION} is no JSON object ({error}); take it away") from error
-    ids = special_ids(encoder, said_ids, f"--weights {weights.root}")
+    out.vocabulary = encoder.vocabulary(
+        tied=model.tied, dtype=model.dtype, padding_multiple=padding_multiple(encoder.size, model.vocabulary_rows)
+    )
+    # Meta's own files have no template; what export_model wrote, and a GGUF, may
+    template, why = chosen(model.tokenizer, option="--weights")
+    ids = special_ids(encoder, {GENERATION: model.generation} if model.generation else {}, f"--weights {weights.root}")
+    positions = model.positions(config.max_positions)
 
     elements = {name: math.prod(joined.shape) for name, joined in model.tensors.items()}
     sizes = {name: count * getattr(torch, model.tensors[name].dtype).itemsize for name, count in elements.items()}
@@ -63,22 +61,21 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     with Progress("converting", total) as bar:
         for file, names in files.items():
             declared = {name: (model.tensors[name].dtype, model.tensors[name].shape) for name in names}
-            read = ((name, model.read(name)) for name in names)
+            read = ((name, piece) for name in names for piece in model.pieces(name))
             with out.writer(file) as stream, closing(prefetch(read)) as ready:
                 tensors = SafetensorsStream(stream, declared)
-                for name, tensor in ready:
-                    tensors.write(name, tensor)
-                    bar.advance(sizes[name])
+                for name, piece in ready:
+                    tensors.write(name, piece)
+                    bar.advance(piece.nbytes)
                 tensors.close()
     place_of = {name: file for file, names in files.items() for name in names}
     out.add_bytes(INDEX, index_json(place_of, total))
-    settings = hf_config(model.params, model.width, out.vocabulary, config.max_positions)
-    write_settings(out, settings, {}, ids)
-    for name, content in tokenizer_files(encoder.model, config.max_positions, template).items():
+    write_settings(out, model.config(out.vocabulary, config.max_positions), model.generation, ids)
+    for name, content in encoder.files(positions, template).items():
         out.add_bytes(name, content)
 
     said = {"Parameters": f"{parameters:,}", "Chat template": why}
-    write_card(out, weights, "A LLaMA model converted from Meta's checkpoint.", said)
+    write_card(out, weights, f"A {model.title} model converted from {model.made_of}.", said)
     out.facts["chat_template"] = why
 
     out.facts["parameters"] = parameters
@@ -101,28 +98,3 @@ def files_of(sizes: Mapping[str, int], limit: int = FILE_LIMIT) -> dict[str, lis
         files[-1].append(name)
         used += size
     return {shard_file(number, len(files)): names for number, names in enumerate(files, 1)}
-
-
-def hf_config(params: MetaParams, width: int, vocabulary: Vocabulary, max_positions: int) -> dict[str, Any]:
-    """config.json of a LLaMA model."""
-    return checked_config({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": vocabulary.rows,
-        "hidden_size": params.dim,
-        "intermediate_size": width,
-        "num_hidden_layers": params.n_layers,
-        "num_attention_heads": params.n_heads,
-        "num_key_value_heads": params.kv_heads,
-        "head_dim": params.head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": params.norm_eps,
-        "max_position_embeddings": max_positions,
-        "rope_theta": params.rope_theta,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.02,
-        "dtype": vocabulary.dtype,
-        "use_cache": True,
-    }, PARAMS)  # fmt: skip

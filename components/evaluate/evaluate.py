@@ -26,7 +26,6 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
 from zhllama.stage.report_figures import figures_table
 from zhllama.stage.run import REPORT
-from zhllama.tokenizer.chat import asked
 
 log = logging.getLogger("evaluate")
 
@@ -106,7 +105,8 @@ def measure(
     log.info("%s: loading %s", label, model.root)
     loaded = load_model(model, option=option)
     # imports torch, which load_model has set up by now
-    from components.evaluate.scoring import score_exam, score_items, score_text
+    from components.evaluate.scoring import score_exam, score_items
+    from zhllama.inference.scoring import score_text
 
     texts = {
         language: score_text(loaded, texts, f"{label}: {language}") if texts else dict.fromkeys(TEXT_FIGURES)
@@ -136,8 +136,7 @@ def say(loaded: LoadedModel, samples: Sequence[Sample]) -> list[str | None]:
     """The model's answers to the samples, greedy, so that they can be had again; None where the prompt does not fit."""
     greedy = Sampling(do_sample=False, max_new_tokens=ANSWER_TOKENS)
     prompts = [
-        loaded.prompt_ids(one.asked) if one.kind == "text" else loaded.chat.ids(asked(one.asked), trained=True)
-        for one in samples
+        loaded.chat.ids(one.messages, trained=True) if one.messages else loaded.prompt_ids(one.asked) for one in samples
     ]
     said = iter(answer(loaded, [ids for ids in prompts if len(ids) < loaded.positions], greedy))
     return [loaded.encoder.decode(next(said)) if len(ids) < loaded.positions else None for ids in prompts]

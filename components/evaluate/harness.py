@@ -39,14 +39,14 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
     from transformers import PreTrainedTokenizerFast
 
-    from zhllama.tokenizer.fast_tokenizer import load_fast, tokenizer_files
+    from zhllama.tokenizer.fast_tokenizer import load_fast
 
     _quiet()
     encoder = loaded.encoder
     # the ids that training and serving have; HFLM would else make a tokenizer of its own kind
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=load_fast(tokenizer_files(encoder.model)),
-        bos_token=encoder.pieces[encoder.bos],
+        tokenizer_object=load_fast(encoder.files()),
+        bos_token=encoder.pieces[encoder.context[0]],
         eos_token=encoder.pieces[encoder.eos],
         pad_token=encoder.pieces[loaded.padding],
     )

@@ -4,7 +4,6 @@ Documents and items are taken in order of the SHA-256 of their text, until the l
 order of files. One pass, memory bounded by what is kept.
 """
 
-import hashlib
 import heapq
 import itertools
 import json
@@ -17,9 +16,11 @@ from components.evaluate.exams import Exam, read_exam
 from components.evaluate.options import Evaluate, split
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.corpus import read_documents
+from zhllama.data.conversations import Item, messages_of
+from zhllama.data.corpus import choose_texts, content_hash, read_documents
 from zhllama.data.instructions import read_instructions
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.chat import asked
 from zhllama.tokenizer.prompt import question_of
 
 LANGUAGES = ("zh", "en")
@@ -34,7 +35,7 @@ RECURRENCE = 2
 class HeldOutItem(NamedTuple):
     """An item, and what is scored: of multiple choice its instruction's answers (sorted), else its own answer alone."""
 
-    item: Mapping[str, str]
+    item: Item
     choices: tuple[str, ...]
     answer: int
     """The index of the right one."""
@@ -45,7 +46,10 @@ class Sample(NamedTuple):
 
     kind: str
     asked: str
+    """As people read it; what a text begins with."""
     expected: str
+    messages: Sequence[Mapping[str, str]] = ()
+    """What the model is asked; of a text nothing."""
 
 
 class HeldOut(NamedTuple):
@@ -85,38 +89,10 @@ def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
     return HeldOut(texts, items, exams, prompts, task_folder), said
 
 
-def content_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def choose_texts(texts: Iterable[str], max_bytes: int) -> list[str]:
-    """Distinct texts in order of their hash, `max_bytes` of UTF-8 in all; the last one is cut between characters."""
-    kept: list[tuple[int, str]] = []  # a heap with the greatest hash on top: (−hash, text)
-    have: set[int] = set()
-    size = 0
-    for text in texts:
-        rank = int(content_hash(text), 16)
-        if rank in have or (size >= max_bytes and rank > -kept[0][0]):
-            continue
-        heapq.heappush(kept, (-rank, text))
-        have.add(rank)
-        size += len(text.encode())
-        while size - len(kept[0][1].encode()) >= max_bytes:
-            greatest, dropped = heapq.heappop(kept)
-            have.remove(-greatest)
-            size -= len(dropped.encode())
-    chosen = [text for _, text in sorted(kept, reverse=True)]
-    if size > max_bytes:
-        # the last one is longer than what there is room for: cut at a character
-        room = len(chosen[-1].encode()) - (size - max_bytes)
-        chosen[-1] = chosen[-1].encode()[:room].decode(errors="ignore")
-    return [text for text in chosen if text]
-
-
-def choose_items(items: Iterable[Mapping[str, str]], max_items: int) -> list[HeldOutItem]:
+def choose_items(items: Iterable[Item], max_items: int) -> list[HeldOutItem]:
     """Up to `max_items` items as multiple choice, then a fifth of that by their one answer; duplicates are left out.
     Multiple choice: the instruction has 2 to 8 distinct answers, each twice or more on average."""
-    groups: dict[str, dict[str, Mapping[str, str]]] = defaultdict(dict)
+    groups: dict[str, dict[str, Item]] = defaultdict(dict)
     for item in items:
         groups[item["instruction"]][content_hash(json.dumps(dict(item), sort_keys=True, ensure_ascii=False))] = item
     choice: dict[str, HeldOutItem] = {}
@@ -147,23 +123,25 @@ def fixed_prompts(artifact: Artifact | None, count: int) -> list[Sample]:
         return [_sample("prompt", item) for item in itertools.islice(items, count)]
     own = Path(__file__).with_name("prompts.txt")
     texts = read_documents(artifact) if artifact else own.read_text("utf-8").splitlines()
-    return [Sample("prompt", text, "") for text in itertools.islice(texts, count)]
+    return [Sample("prompt", text, "", asked(text)) for text in itertools.islice(texts, count)]
 
 
-def _sample(kind: str, item: Mapping[str, str]) -> Sample:
-    return Sample(kind, question_of(item), item["output"])
+def _sample(kind: str, item: Item) -> Sample:
+    messages = messages_of(item)
+    text = "\n\n".join(f"{one['role']}: {one['content']}" for one in messages) if messages[1:] else question_of(item)
+    return Sample(kind, text, item["output"], messages)
 
 
 def choose_samples(texts: Sequence[str], held_out: Sequence[HeldOutItem], count: int) -> list[Sample]:
     """Half instructions (each in turn, the commonest first), half texts to continue; or all of what there is."""
-    groups: dict[str, list[Mapping[str, str]]] = defaultdict(list)
+    groups: dict[str, list[Item]] = defaultdict(list)
     for one in held_out:
         groups[one.item["instruction"]].append(one.item)
     commonest = sorted(groups, key=lambda name: (-len(groups[name]), content_hash(name)))
     rounds = itertools.zip_longest(*(groups[name] for name in commonest))
     items = [item for each in rounds for item in each if item][:count]
     long_enough = [text for text in texts if len(text) > 2 * CONTINUED][:count]
-    asked = min(len(items), max(count - count // 2, count - len(long_enough)))
-    return [_sample("instruction", item) for item in items[:asked]] + [
-        Sample("text", text[:CONTINUED], text[CONTINUED : 4 * CONTINUED]) for text in long_enough[: count - asked]
+    told = min(len(items), max(count - count // 2, count - len(long_enough)))
+    return [_sample("instruction", item) for item in items[:told]] + [
+        Sample("text", text[:CONTINUED], text[CONTINUED : 4 * CONTINUED]) for text in long_enough[: count - told]
     ]

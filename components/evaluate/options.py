@@ -11,7 +11,7 @@ from zhllama.stage.options import Ref, Refs, StageOptions, split_references
 class Evaluate(StageOptions):
     """Measure a model against its baselines on held-out text and instructions."""
 
-    cache_version: ClassVar[int] = 2
+    cache_version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "sentencepiece")
 
     model: Ref

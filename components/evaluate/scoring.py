@@ -1,18 +1,10 @@
-"""Log-losses of a model: of text, and of the answers to instructions and exams, as report.json has them.
+"""Log-losses of answers to instructions and exams, as report.json has them; of text: zhllama/inference/scoring.py.
 
-Text: a document is BOS + its ids; every id but BOS is scored once, EOS is not there. One longer than the model's
-positions is cut into windows that begin with BOS. Bits per byte = summed log-loss / UTF-8 bytes / ln 2, comparable
-across vocabularies; next-token accuracy is not. A tokenizer without byte fallback hides what it cannot spell behind one
-unknown piece: that counts as so many tokens as it hides bytes, each of 8 bits more and never foretold, as with a model
-that knows nothing of them.
-
-Answers: the model's own prompt, then the answer's ids as training has them and what ends it (nothing behind an exam's
-letter: text goes on there). The greatest summed log-likelihood wins; all choices are scored in one row behind one
-prompt, each seeing the prompt and itself: half the work of a row a choice, for two. Rows are padded on the right (a
-causal model never looks there), and the output layer, most of a small model's work, runs at the scored positions alone.
+The model's own prompt, then the answer's ids as training has them and what ends it (nothing behind an exam's letter:
+text goes on there). The greatest summed log-likelihood wins; all choices are scored in one row behind one prompt, each
+seeing the prompt and itself: half the work of a row a choice, for two.
 """
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -22,55 +14,21 @@ import torch
 
 from components.evaluate.exams import Exam, letters, prompts
 from components.evaluate.held_out import HeldOutItem, chance
+from zhllama.data.conversations import messages_of
+from zhllama.errors import InputError
 from zhllama.inference.load import LoadedModel
+from zhllama.inference.scoring import batches, log_probs_of, padded
 from zhllama.progress import Progress
-from zhllama.tokenizer.prompt import question_of
-
-log = logging.getLogger("evaluate")
-
-BATCH_TOKENS = 4096
-"""Positions that run together."""
-CHUNK = 128
-"""Positions whose logits are held at once: 20 MB at 40,000 pieces."""
-
-
-def score_text(loaded: LoadedModel, texts: Sequence[str], title: str) -> dict[str, float]:
-    """The figures of texts that have a character at least."""
-    encoded = loaded.encoder.encode_batch(texts)
-    room = loaded.positions - 1
-    windows = [
-        [loaded.encoder.bos, *ids[start : start + room]] for ids in encoded for start in range(0, len(ids), room)
-    ]
-    loss, hits = 0.0, 0
-    with torch.inference_mode(), Progress(title, sum(map(len, windows)), "tokens") as bar:
-        for batch in _batches(windows):
-            rows = [windows[index] for index in batch]
-            ids = _padded(rows, loaded.padding)
-            hidden = loaded.model.base_model(ids[:, :-1].to(loaded.device), use_cache=False).last_hidden_state
-            scored = torch.arange(1, ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-            targets = ids[:, 1:][scored]
-            log_probs, hit = _log_probs(loaded, hidden[scored.to(loaded.device)], targets)
-            loss -= log_probs.sum().item()
-            hits += int((hit & (targets != loaded.encoder.unknown)).sum())
-            bar.advance(sum(map(len, rows)))
-    tokens, size = sum(map(len, encoded)), sum(len(text.encode()) for text in texts)
-    if unknown := sum(loaded.encoder.unknown_bytes(texts)):
-        log.warning("%s: its tokenizer cannot spell %d of %d bytes; they count 8 bits each", title, unknown, size)
-        tokens += unknown - sum(ids.count(loaded.encoder.unknown) for ids in encoded)
-        loss += 8 * math.log(2) * unknown
-    return {
-        "tokens_per_character": tokens / sum(map(len, texts)),
-        "bits_per_byte": loss / math.log(2) / size,
-        "perplexity": math.exp(loss / tokens),
-        "next_token_accuracy": hits / tokens,
-    }
 
 
 def score_items(loaded: LoadedModel, items: Sequence[HeldOutItem], title: str) -> dict[str, Any]:
     """The figures of held-out instructions."""
     fitting, rows, costs = [], [], []
     for item in items:
-        prompt, answers = loaded.chat.answered(question_of(item.item), item.choices)
+        try:
+            prompt, answers = loaded.chat.answered(messages_of(item.item), item.choices)
+        except InputError as fault:
+            raise InputError(f"{item.item.place}: {fault}; evaluate without this item") from fault
         if len(prompt) + max(map(len, answers)) <= loaded.positions:
             fitting.append(item)
             rows.append(_row(prompt, answers))
@@ -187,7 +145,7 @@ def _scored_rows(
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(index of the row, log-likelihood of each of its answers, whether greedy decoding gives it), in any order."""
     with torch.inference_mode(), Progress(title, len(rows), unit) as bar:
-        for batch in _batches([row.ids for row in rows]):
+        for batch in batches([row.ids for row in rows]):
             for index, (log_probs, hit) in zip(batch, _score_rows(loaded, [rows[index] for index in batch])):
                 owner = torch.tensor(rows[index].owner)
                 count = int(owner.max()) + 1
@@ -199,10 +157,10 @@ def _scored_rows(
 def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """For each row (log-probabilities, whether the target was the likeliest token), along its `targets`."""
     device, kind = loaded.device, loaded.model.dtype
-    ids = _padded([row.ids for row in rows], loaded.padding)
-    places = _padded([row.places for row in rows], 0)
+    ids = padded([row.ids for row in rows], loaded.padding)
+    places = padded([row.places for row in rows], 0)
     # padding is a segment of its own per row; it sees the prompt, and nobody sees it
-    segments = _padded([row.segments for row in rows], -1)
+    segments = padded([row.segments for row in rows], -1)
     # (batch, query, key): a token sees what is before it, of the prompt and of its own answer
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     seen &= torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
@@ -213,43 +171,6 @@ def _score_rows(loaded: LoadedModel, rows: Sequence[_Row]) -> Iterator[tuple[tor
     ).last_hidden_state
     at = torch.tensor([(number, place) for number, row in enumerate(rows) for place in row.at], device=device)
     targets = torch.tensor([target for row in rows for target in row.targets])
-    log_probs, hit = _log_probs(loaded, hidden[at[:, 0], at[:, 1]], targets)
+    found = log_probs_of(loaded, hidden[at[:, 0], at[:, 1]], targets)
     counts = [len(row.targets) for row in rows]
-    return zip(log_probs.split(counts), hit.split(counts))
-
-
-def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Indices of rows that run together: of like length, BATCH_TOKENS positions with the padding (or one row)."""
-    batch: list[int] = []
-    for index in sorted(range(len(rows)), key=lambda index: -len(rows[index])):
-        if batch and (len(batch) + 1) * len(rows[batch[0]]) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def _padded(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
-    """(rows, longest)."""
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding)
-
-
-def _log_probs(loaded: LoadedModel, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """hidden: (n, hidden); targets: (n,). Natural log-probability (float64) and likeliest-token hit of each, on CPU.
-    Rows of the output layer that only pad it are no pieces, and take no part."""
-    weight = loaded.model.get_output_embeddings().weight[: loaded.encoder.size]
-    log_probs = torch.empty(len(targets), dtype=torch.float64)
-    hits = torch.zeros(len(targets), dtype=torch.bool)
-    # one buffer for every chunk: new memory costs more than the arithmetic (440 → 210 ms for 2,048 positions)
-    space = torch.empty(CHUNK, len(weight), dtype=weight.dtype, device=weight.device)
-    for start in range(0, len(targets), CHUNK):
-        wanted = targets[start : start + CHUNK].to(loaded.device)
-        logits = torch.mm(hidden[start : start + CHUNK], weight.T, out=space[: len(wanted)]).float()  # (chunk, pieces)
-        chosen, greatest = logits.gather(1, wanted[:, None])[:, 0], logits.amax(1)
-        # argmax costs ten times amax: only where the target may be it
-        near = (chosen == greatest).nonzero()[:, 0]
-        hits[start + near.cpu()] = (logits[near].argmax(1) == wanted[near]).cpu()
-        norm = logits.sub_(greatest[:, None]).exp_().sum(1).log() + greatest
-        log_probs[start : start + CHUNK] = (chosen - norm).double().cpu()
-    return log_probs, hits
+    return zip(found.log_probs.split(counts), found.likeliest.split(counts))

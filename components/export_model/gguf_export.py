@@ -22,7 +22,6 @@ from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.storage.folders import require_space
 from zhllama.storage.private import temporary_folder
-from zhllama.tokenizer.sentencepiece_model import NORMAL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder, mixtures
 from zhllama.weights.meta_format import TOKENIZER
 
@@ -45,7 +44,7 @@ def split_kinds(value: str) -> list[str]:
 def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactWriter) -> None:
     """Writes `model-<kind>.gguf` for each kind (none given: the model's own precision) and tokenizer.model."""
     plan = plan_gguf(model, name)
-    encoder = plan.llama.encoder
+    encoder = plan.model.encoder
     kinds = list(kinds) or [plan.own_precision]
     quantised = [kind for kind in kinds if kind in QUANTIZATIONS]
     sizes = {kind: estimate(plan, kind) for kind in kinds}
@@ -56,7 +55,7 @@ def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactW
         storage.check_size(out.root, size)
     differing = tokens_differing(plan)
     if differing:
-        log.warning("llama.cpp encodes %d of %d probe lines otherwise than SentencePiece", differing, PROBE_LINES)
+        log.warning("llama.cpp encodes %d of %d probe lines otherwise than training", differing, PROBE_LINES)
     files: dict[str, Any] = {}
     for kind in filter(PRECISIONS.get, kinds):
         with out.writer(f"model-{kind}.gguf") as stream:
@@ -64,7 +63,10 @@ def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactW
         files[kind] = {"bytes": stream.size}
     if quantised:
         files |= _quantised(plan, quantised, out)
-    out.add_bytes(TOKENIZER, encoder.model)
+    beside = encoder.files(plan.positions)
+    # of SentencePiece's, the one that the others are made of
+    for file in [TOKENIZER] if TOKENIZER in beside else beside:
+        out.add_bytes(file, beside[file])
     for entry in files.values():
         entry["bits_per_weight"] = round(8 * entry["bytes"] / plan.parameters, 3)
 
@@ -109,7 +111,7 @@ def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> di
 
 def tokens_differing(plan: GgufModel) -> int:
     """How many probe lines llama.cpp encodes otherwise than BOS and SentencePiece's ids."""
-    encoder = plan.llama.encoder
+    encoder = plan.model.encoder
     lines = probe_lines(encoder)
     with temporary_folder() as folder:
         path = Path(folder, "vocabulary.gguf")
@@ -119,5 +121,4 @@ def tokens_differing(plan: GgufModel) -> int:
 
 def probe_lines(encoder: Encoder) -> list[str]:
     """Seeded mixtures of the vocabulary's own pieces, where a wrong score or a tie shows, and odd white space."""
-    pieces = [piece.piece for piece in parse_model(encoder.model).pieces if piece.type == NORMAL]
-    return [*_SPACES, *mixtures(pieces, PROBE_LINES - len(_SPACES), seed=0)]
+    return [*_SPACES, *mixtures(encoder.texts, PROBE_LINES - len(_SPACES), seed=0)]

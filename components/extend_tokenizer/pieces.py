@@ -14,12 +14,16 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from components.extend_tokenizer.options import Pieces, Scores
+from components.extend_tokenizer.options import ExtendTokenizer, Pieces, Scores
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import CONTROL, NORMAL, parse_model
-from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder
+from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, tokenizer_model_in
 
 SPACE = "▁"
+SHOWN = 20
+"""Pieces that the manifest shows of those it counts."""
 
 _CHINESE = re.compile(
     "["
@@ -33,6 +37,17 @@ _CHINESE = re.compile(
 def is_chinese(piece: str) -> bool:
     """Whether a piece holds a Han character or full-width punctuation, so that no English text contains it."""
     return _CHINESE.search(piece) is not None
+
+
+class Extended(NamedTuple):
+    """A base's tokenizer with new pieces: those of them that are whole characters, the base's own ids of each, what the
+    manifest says of them, and what of that the summary does."""
+
+    encoder: Encoder
+    texts: list[str]
+    splits: list[list[int]]
+    facts: dict[str, Any]
+    said: str
 
 
 class Extension(NamedTuple):
@@ -89,6 +104,29 @@ def extended(base: bytes, chinese: Sequence[tuple[str, bytes]], scores: Scores, 
     return Extension(proto.SerializeToString(), appended, present, left_out, completing, dropped)
 
 
+def extended_sentencepiece(base: SentencePieceEncoder, given: Sequence[Artifact], config: ExtendTokenizer) -> Extended:
+    """InputError as of `extended`, or for a model that is not SentencePiece's."""
+    chinese = [tokenizer_model_in(each, "--chinese-tokenizer") for each in given]
+    made = extended(base.model, chinese, config.scores, config.pieces, config.pad)
+    facts = {
+        "pieces_before": base.size,
+        "appended": len(made.appended),
+        "already_there": made.present,
+        "left_out": made.left_out,
+        "completing": {"count": len(made.completing), "first": made.completing[:SHOWN]},
+        "dropped": {"count": len(made.dropped), "first": made.dropped[:SHOWN]},
+        "unreachable": unreachable(made),
+    }
+    said = [
+        (made.completing, f", {len(made.completing)} of them so that merges reach others"),
+        (made.dropped, f", {len(made.dropped)} dropped that merges cannot reach"),
+    ]
+    found = splits(base.model, made.appended)
+    return Extended(
+        SentencePieceEncoder(made.model), made.appended, found, facts, "".join(text for holds, text in said if holds)
+    )
+
+
 def _append(proto: Any, texts: Iterable[str], scores: Scores) -> None:
     """With distinct scores, below the lowest of the pieces that merges make of text, white space apart."""
     lowest = min(piece.score for piece in proto.pieces if piece.type == NORMAL and piece.piece.strip(SPACE))
@@ -120,7 +158,7 @@ def _missed(base: bytes, appended: list[str]) -> dict[str, list[str]]:
     proto = parse_model(base)
     _append(proto, appended, "distinct")
     model = proto.SerializeToString()
-    pieces = Encoder(model).pieces
+    pieces = SentencePieceEncoder(model).pieces
     made = zip(appended, splits(model, appended), strict=True)
     return {text: [pieces[index] for index in ids] for text, ids in made if len(ids) > 1}
 
@@ -137,12 +175,12 @@ def splits(model: bytes, pieces: Iterable[str]) -> list[list[int]]:
     """The ids into which a tokenizer splits each piece as it stands, without a space put before it."""
     proto = parse_model(model)
     proto.normalizer_spec.add_dummy_prefix = False
-    return Encoder(proto.SerializeToString()).encode_batch(list(pieces))
+    return SentencePieceEncoder(proto.SerializeToString()).encode_batch(list(pieces))
 
 
 def unreachable(extension: Extension) -> int:
     """How many appended pieces merges cannot make, so that no text is ever encoded to them (`[PAD]` not counted)."""
-    size = Encoder(extension.model).size
+    size = SentencePieceEncoder(extension.model).size
     first = size - len(extension.appended)
     made = splits(extension.model, extension.appended)
     return sum(ids != [first + index] for index, ids in enumerate(made) if extension.appended[index] != PAD_PIECE)

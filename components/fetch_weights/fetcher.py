@@ -3,21 +3,26 @@ is published. A pickle (.pth, .bin) is never opened here.
 """
 
 import logging
+from collections.abc import Mapping
 
 from components.fetch_weights.options import FetchWeights
 from components.fetch_weights.plan import CONFIG, Plan, make_plan
-from components.fetch_weights.sources import read
+from components.fetch_weights.sources import files_of, read
 from components.fetch_weights.transfer import Sums, transfer
+from zhllama.artifacts.in_memory import in_memory
 from zhllama.artifacts.json_file import object_of
 from zhllama.artifacts.manifest import Input, Manifest, digest_of
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer import gguf_tokenizer
 from zhllama.tokenizer.effective_model import DESCRIBED, FAST
-from zhllama.tokenizer.rebuilt_model import is_byte_level
-from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, described_model, padding_multiple
+from zhllama.tokenizer.tiktoken_file import is_tiktoken, tokenizer_files_of
+from zhllama.tokenizer.vocabulary import Vocabulary, described_encoder, load_encoder, padding_multiple
 from zhllama.weights.fit import require_rows
+from zhllama.weights.gguf_config import gguf_places
+from zhllama.weights.gguf_file import SUFFIX, GgufFile
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, MetaParams
 from zhllama.weights.model_config import read_config
 
@@ -54,8 +59,12 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
         return found
 
     where = f"--source {plan.source.address}"
+    if plan.kind == "gguf":
+        return _of_gguf(plan, where)
     if plan.kind == "meta-weights":
-        MetaParams.from_json(content(PARAMS), f"{where}/{PARAMS}")
+        params = MetaParams.from_json(content(PARAMS), f"{where}/{PARAMS}")
+        if is_tiktoken(tokenizer := content(TOKENIZER)):
+            return _contract(tokenizer_files_of(tokenizer, params.use_scaled_rope, f"{where}/{TOKENIZER}"), where)
     elif plan.kind == "hf-model":
         settings = read_config(items, lambda name: object_of(content(name)), where)
     try:
@@ -63,10 +72,9 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
     except ValueError as error:
         raise InputError(f"{where}: a file of its tokenizer is no JSON object ({error}); fetch another copy") from error
     name = TOKENIZER if TOKENIZER in items else FAST
-    if name not in items or (name == FAST and is_byte_level(described[FAST])):
+    if name not in items or (name == FAST and "model" not in described[FAST]):
         return None
-    place, tokenizer = described_model(name, content, described, where)
-    encoder = Encoder(tokenizer, place)
+    encoder = described_encoder(name, content, described, where)
     if plan.kind != "hf-model":
         return encoder.vocabulary()
     rows = settings["vocab_size"]
@@ -76,3 +84,21 @@ def _vocabulary(plan: Plan) -> Vocabulary | None:
         tied=bool(settings.get("tie_word_embeddings", False)),
         dtype=settings.get("dtype"),
     )
+
+
+def _of_gguf(plan: Plan, where: str) -> Vocabulary:
+    """Of a GGUF, from its header alone. InputError for a model that convert_weights does not do."""
+    found = (item.found for item in plan.items if item.name.endswith(SUFFIX))
+    gguf = GgufFile(files_of(plan.source, found), "--source")
+    rows = gguf_places(gguf)[0]["vocab_size"]
+    return _contract(gguf_tokenizer.tokenizer_files_of(gguf.fields, gguf.where), where, rows)
+
+
+def _contract(files: Mapping[str, bytes], where: str, rows: int | None = None) -> Vocabulary:
+    """Of a tokenizer as a model folder has it; rows: of the embedding."""
+    artifact = in_memory(files, where.removeprefix("--source "))
+    encoder = load_encoder(artifact, "--source")
+    if rows is None:
+        return encoder.vocabulary()
+    require_rows(encoder.size, rows, where, "its embedding has")
+    return encoder.vocabulary(padding_multiple=padding_multiple(encoder.size, rows))

@@ -10,11 +10,12 @@ from zhllama.stage.options import NotKeyed, StageOptions
 
 @dataclass(frozen=True, kw_only=True)
 class FetchWeights(StageOptions):
-    """Fetch weights (Meta's, a Hugging Face model's, an adapter's), verify them and publish them as they are."""
+    """Fetch weights (Meta's, a Hugging Face model's, a GGUF, an adapter's), verify and publish them as they are."""
 
     # the address says nothing about the result; what is listed there does (more_inputs)
     source: NotKeyed[str]
-    """s3://bucket/prefix, https://host/folder, a folder, or a Hugging Face repository: owner/name or hf://owner/name."""
+    """s3://bucket/prefix, https://host/folder, a folder, or a Hugging Face repository: owner/name or hf://owner/name.
+    Of a GGUF, the file's own address (hf://owner/name/model.gguf); of one that was cut into parts, any part's."""
     size: str = ""
     """7b, 13b, 30b (or 33b), 65b: checked against the published SHA-256; any other name, or none: other weights of
     Meta's layout, unless params.json is a published one. Not needed for Hugging Face models and adapters."""

@@ -15,6 +15,7 @@ from components.fetch_weights.sums import CHECKLISTS, SUMS, of_folder, parse_sum
 from components.fetch_weights.transfer import Item
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
+from zhllama.weights.gguf_file import SUFFIX, gguf_files, parts_of
 from zhllama.weights.meta_format import PARAMS, TOKENIZER, shard_name
 from zhllama.weights.model_card import README, is_terms
 from zhllama.weights.safetensors_io import INDEX, PICKLED, PICKLED_INDEX, SINGLE, model_files
@@ -27,7 +28,7 @@ _TOKENIZER_FILES = (
     TOKENIZER, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja",
 )  # fmt: skip
-_WEIGHTS = (".pth", ".bin", ".safetensors")
+_WEIGHTS = (".pth", ".bin", ".safetensors", SUFFIX)
 _SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
 _MOST_SHARDS = 64
 
@@ -44,14 +45,15 @@ class Plan:
 def make_plan(address: str, size: str, expect: str) -> Plan:
     """What will be fetched and checked. InputError when something is missing; no weight has been read then."""
     size = canonical_size(size)
-    source = _model_folder(open_source(address), size)
-    size = size or _recognised_size(source)
-    names = source.names(_likely_names(source, size))
+    folder, file = split_address(address)
+    source = open_source(folder) if file else _model_folder(open_source(folder), size)
+    size = size or ("" if file else _recognised_size(source))
+    names = source.names([*parts_of(file), SUMS] if file else _likely_names(source, size))
     folders = _size_folders(size)
     expected = of_folder(parse_sums(read_expected(expect), shown(expect)), folders) if expect else {}
     beside = _sums_of(source, SUMS, size) if SUMS in names and not expect else {}
     checklists = {} if expect else _checklists(source, names, size)
-    kind, wanted = _survey(source, size, names, [*expected, *beside, *checklists])
+    kind, wanted = _survey(source, size, file, names, [*expected, *beside, *checklists])
     # the repositories' names are known, also as the last two parts of a mirror's address
     name = source.repository if isinstance(source, HubSource) else "/".join(source.address.split("/")[-2:])
     tables = {"meta-weights": table()["meta"].get(size), "adapter": table()["adapters"].get(name)}
@@ -72,6 +74,12 @@ def make_plan(address: str, size: str, expect: str) -> Plan:
             sums["md5"] = checklists[name]
         items.append(Item(holder, found, sums))
     return Plan(source, kind, size, tuple(items))
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """The folder, and the GGUF in it where the address names one."""
+    folder, _, file = address.rpartition("/")
+    return (folder or ("/" if address.startswith("/") else "."), file) if file.endswith(SUFFIX) else (address, "")
 
 
 def canonical_size(size: str) -> str:
@@ -134,9 +142,16 @@ def _indexed_shards(source: Source, index: str) -> list[str]:
         raise InputError(f"--source {source.address}/{index}: {wrong}") from error
 
 
-def _survey(source: Source, size: str, names: Collection[str], listed: Iterable[str]) -> tuple[str, list[str]]:
-    """The kind of artifact, and its files. `listed`: those of files of sums. InputError for what is missing."""
+def _survey(
+    source: Source, size: str, file: str, names: Collection[str], listed: Iterable[str]
+) -> tuple[str, list[str]]:
+    """The kind of artifact, and its files. file: the GGUF that is wanted; `listed`: those of files of sums. InputError
+    for what is missing."""
     where = f"--source {source.address}"
+    if file:
+        if file not in names:
+            raise InputError(f"{where}/{file}: nothing is there; correct the address")
+        return "gguf", [*gguf_files([name for name in names if name in parts_of(file)], where), *_cards(names)]
 
     def among(*wanted: str) -> list[str]:
         return [name for name in wanted if name in names]
@@ -148,10 +163,12 @@ def _survey(source: Source, size: str, names: Collection[str], listed: Iterable[
         return "adapter", [ADAPTER_CONFIG, *weights, *among(*_TOKENIZER_FILES)]
     if PARAMS in names or any(map(_SHARD.fullmatch, names)):
         return "meta-weights", [*_meta(source, size, names, listed), *_cards(names)]
+    if any(name.endswith(SUFFIX) for name in names) and not any(name.endswith(_WEIGHTS[:3]) for name in names):
+        return "gguf", [*gguf_files(names, where), *_cards(names)]
     if CONFIG not in names:
         raise InputError(
             f"{where}: neither Meta's files ({PARAMS}), nor a Hugging Face model ({CONFIG}), nor an adapter "
-            f"({ADAPTER_CONFIG}) is there; give the folder that holds them"
+            f"({ADAPTER_CONFIG}), nor a GGUF is there; give the folder that holds them, or the address of a GGUF"
         )
     weights, _ = model_files(names, lambda name: object_of(read(source, name)), where)
     weights = [*among(PICKLED_INDEX if weights[0].endswith(".bin") else INDEX), *weights]

@@ -21,7 +21,9 @@ from urllib.parse import quote, urlsplit
 from zhllama import storage
 from zhllama.artifacts.blocks import Source as Blocks
 from zhllama.artifacts.hub_model import HUB_NAME, hub_files, hub_source, parse_address
+from zhllama.artifacts.in_memory import read_by
 from zhllama.artifacts.json_file import LARGEST
+from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.retries import pause_after, with_retries
 
@@ -72,6 +74,27 @@ def read(source: Source, name: str) -> bytes:
     if large:
         raise InputError(f"--source {source.address}/{name}: over {LARGEST:,} bytes; fetch another copy")
     return bytes(content)
+
+
+def files_of(source: Source, found: Iterable[Found]) -> Artifact:
+    """Files of a source as an artifact, of which ranges can be read before it is fetched. Where the server has none,
+    what lies before is read too."""
+    sizes = {one.name: one.size for one in found}
+    if unsaid := [name for name, size in sizes.items() if size is None]:
+        said = "the server does not say how long it is; download it, and give the file"
+        raise InputError(f"--source {source.address}/{unsaid[0]}: {said}")
+
+    def read(name: str, start: int, length: int) -> bytes:
+        if source.ranged(name):
+            return b"".join(source.chunks(name, start, length))
+        content = bytearray()
+        for chunk in source.chunks(name):
+            content += chunk
+            if len(content) >= start + length:
+                break
+        return bytes(content[start : start + length])
+
+    return read_by(read, {name: size or 0 for name, size in sizes.items()}, source.address)
 
 
 def open_source(address: str) -> Source:

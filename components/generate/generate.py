@@ -18,6 +18,7 @@ from components.generate.options import Generate
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.data.conversations import is_conversation, messages_of
 from zhllama.data.corpus import read_documents
 from zhllama.data.instructions import read_instructions
 from zhllama.data.text_stream import NO_ITEMS, plain_name
@@ -29,7 +30,7 @@ from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.chat import Chat, Message, asked
-from zhllama.tokenizer.prompt import AS_IS
+from zhllama.tokenizer.prompt import AS_IS, question_of
 
 log = logging.getLogger("generate")
 
@@ -84,9 +85,16 @@ class Question(NamedTuple):
 
 def questions(config: Generate, inputs: Inputs) -> list[Question]:
     """What is asked. InputError for a file without questions."""
-    texts = read_questions(inputs["input"]) if config.input else [config.prompt or config.default_prompt]
-    chat = chat_with(config, inputs)
-    return [Question(chat.read(text), chat.ids(asked(text), trained=True)) for text in texts]
+    given = read_questions(inputs["input"]) if config.input else [config.prompt or config.default_prompt]
+    chat, found = chat_with(config, inputs), []
+    for number, one in enumerate(given, start=1):
+        try:
+            found.append(Question(chat.read(one), chat.ids(one, trained=True)))
+        except InputError as fault:
+            raise InputError(
+                f"--input {config.input}: item {number}: {fault}" if config.input else str(fault)
+            ) from fault
+    return found
 
 
 def chat_with(config: Generate, inputs: Inputs) -> Chat:
@@ -95,12 +103,13 @@ def chat_with(config: Generate, inputs: Inputs) -> Chat:
     return chat if config.with_prompt else Chat(chat.encoder, AS_IS)
 
 
-def read_questions(artifact: Artifact) -> list[str]:
-    """Of every Alpaca item where there is a .json or .jsonl file, else of every line of the .txt files."""
+def read_questions(artifact: Artifact) -> list[str | list[Message]]:
+    """Of every item where there is a .json or .jsonl file, of a conversation all that stands before its last answer;
+    else of every line of the .txt files."""
     if any(plain_name(name).endswith((".json", ".jsonl")) for name in artifact.names if name not in NO_ITEMS):
         items = read_instructions(artifact, answered=False)
-        return ["\n".join(filter(None, (item["instruction"], item["input"]))) for item in items]
-    return list(read_documents(artifact))
+        return [[*messages_of(item)] if is_conversation(item) else question_of(item) for item in items]
+    return [*read_documents(artifact)]
 
 
 def load(config: Generate, inputs: Inputs) -> LoadedModel:

@@ -13,7 +13,7 @@ from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
 class Generate(StageOptions):
     """Ask a model: one prompt, a file of instructions, or a conversation."""
 
-    cache_version: ClassVar[int] = 2
+    cache_version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "sentencepiece")
 
     store: str = ""

@@ -12,7 +12,7 @@ from typing import Any
 from components.generate_instructions.harvest import RULES, UNNAMED, Harvest, share_of
 from components.generate_instructions.ledger import Ledger
 from components.generate_instructions.options import GenerateInstructions
-from zhllama.data.instructions import FIELDS
+from zhllama.data.conversations import FIELDS, texts_of
 from zhllama.stage.options import configuration_of
 from zhllama.stage.report_page import render
 
@@ -66,7 +66,7 @@ def _card(config: GenerateInstructions, harvest: Harvest, ended: str, source: st
         "ended": ended,
         "source": source,
         "language": str(language["name"]),
-        "share_of_script": _mean([share_of(language["script"], "\n".join(item.values())) for item in items]),
+        "share_of_script": _mean([share_of(language["script"], "\n".join(texts_of(item))) for item in items]),
         "with_input": sum(1 for item in items if item["input"]),
         "fallen": dict(harvest.fallen),
         "samples_of_fallen": {rule: harvest.samples[rule] for rule in RULES if rule in harvest.samples},

@@ -16,6 +16,8 @@ import numpy as np
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import cdist
 
+from zhllama.tokenizer.prompt import question_of
+
 _SIGNS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\U00020000-\U000323af"
 _TOKEN = re.compile(f"[{_SIGNS}]|[^\\W_{_SIGNS}]+")  # one by one, and by the word
 _FIRST_WORD = 0x40000
@@ -25,9 +27,10 @@ NOT_OVER = 3, 10
 """A distance of 3/10 of both lengths together, or more, is no duplicate: a ROUGE-L of 0.7 at most."""
 
 
-def question(item: Mapping[str, str]) -> str:
-    """What two items are compared by: with the input, or else all translation tasks would be one."""
-    return f"{item['instruction']}\n{item['input']}" if item["input"] else item["instruction"]
+def question(item: Mapping[str, Any]) -> str:
+    """What two items are compared by: with the input, or else all translation tasks would be one; of a conversation
+    every question, or else all that end with the same thanks would be."""
+    return "\n".join([*(asked for asked, _ in item.get("history", ())), question_of(item)])
 
 
 class Seen:

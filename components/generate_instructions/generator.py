@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from components.generate_instructions.options import GenerateInstructions
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.data.conversations import is_conversation
 from zhllama.data.instructions import read_instructions
 from zhllama.errors import InputError
 from zhllama.stage.inputs import Inputs
@@ -43,6 +44,8 @@ def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: Art
         catalogue = load_catalogue(own.read(names[0]), f"--catalogue {config.catalogue}")
     seeds, against = (list(chain.from_iterable(map(read_instructions, inputs.all(of)))) for of in ("seeds", "against"))
     seen = Seen()
+    if turns := next(filter(is_conversation, seeds), None):
+        raise InputError(f"--seeds {turns.place}: a conversation cannot be shown as an example; give items of one turn")
     for item in (*seeds, *against):
         seen.add(question(item))
     harvest = Harvest(catalogue, seen, config.items)
@@ -67,7 +70,7 @@ def generate_instructions(config: GenerateInstructions, inputs: Inputs, out: Art
     return out.publish("instructions")
 
 
-def _ask(config: GenerateInstructions, seeds: list[dict[str, str]], harvest: "Harvest") -> Mapping[str, Any]:
+def _ask(config: GenerateInstructions, seeds: Sequence[Mapping[str, str]], harvest: "Harvest") -> Mapping[str, Any]:
     """The card of what the model wrote."""
     from components.generate_instructions import card
     from components.generate_instructions.client import Api

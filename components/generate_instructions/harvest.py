@@ -8,18 +8,20 @@ at nothing. The order that near duplicates are looked at in is fixed, whatever o
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from components.generate_instructions.catalogue import SCRIPTS, Catalogue
 from components.generate_instructions.dedup import Seen, question
 from components.generate_instructions.thoughts import without_thoughts
-from zhllama.data.instructions import FIELDS
+from zhllama.data.conversations import FIELDS, Item, texts_of
+from zhllama.errors import InputError
 
 RULES = {
     "cut off": "the answer ended inside the item",
     "unreadable": "not an object whose instruction, input and output are texts",
+    "conversation": "its turns are not a user's and an assistant's by turns, or hold more than text",
     "no instruction": "the instruction is missing or empty",
     "no output": "the output is missing or empty",
     "instruction length": "the instruction is shorter or longer than the catalogue allows",
@@ -57,7 +59,7 @@ class Harvest:
     catalogue: Catalogue
     seen: Seen
     wanted: int = 0
-    items: list[Mapping[str, str]] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     topics: Counter[str] = field(default_factory=Counter)
     task_types: Counter[str] = field(default_factory=Counter)
     fallen: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RULES, 0))
@@ -88,7 +90,9 @@ class Harvest:
         if rule:
             self.fallen[rule] += 1
             samples = self.samples.setdefault(rule, [])
-            if len(samples) < SAMPLES and isinstance(value, dict):
+            if len(samples) < SAMPLES and isinstance(value, InputError):
+                samples.append(str(value))
+            elif len(samples) < SAMPLES and isinstance(value, dict):
                 parts = [str(value.get(field) or "")[:120] for field in FIELDS]
                 text = " ⟶ ".join(part for part in parts if part.strip())
                 samples.append(text.encode("utf-8", "replace").decode() or str(value)[:120])
@@ -102,34 +106,46 @@ def _named(number: Any, names: Sequence[str]) -> str:
     return names[number - 1] if type(number) is int and 1 <= number <= len(names) else UNNAMED
 
 
-def judged(value: Any, catalogue: Catalogue) -> tuple[dict[str, str], str]:
+def judged(value: Any, catalogue: Catalogue) -> tuple[Item, str]:
     """The item with its fields stripped, and the first rule that it breaks, but for those of duplicates."""
     if value is CUT_OFF:
-        return {}, "cut off"
+        return Item(), "cut off"
+    if isinstance(value, InputError):
+        return Item(), "conversation"
     if not isinstance(value, dict):
-        return {}, "unreadable"
+        return Item(), "unreadable"
     for name in ("instruction", "output"):
         if value.get(name) is None:
-            return {}, f"no {name}"
+            return Item(), f"no {name}"
     fields = {name: value.get(name) or "" for name in FIELDS}
     # half a surrogate pair, which no file can hold, and the sign for what was lost on the way
     if not all(isinstance(content, str) and not _LOST.search(content) for content in fields.values()):
-        return {}, "unreadable"
-    item = {name: content.strip() for name, content in fields.items()}
+        return Item(), "unreadable"
+    item = Item({name: content.strip() for name, content in fields.items()})
+    if isinstance(value, Item):  # of an import: a model is asked for single items
+        if any(map(_LOST.search, texts_of(value))):
+            return Item(), "unreadable"
+        if value.get("system"):
+            item["system"] = value["system"].strip()
+        if value.get("history"):
+            item["history"] = [[text.strip() for text in pair] for pair in value["history"]]
     if _NO_INPUT.fullmatch(item["input"]):
         item["input"] = ""
     for name in ("instruction", "output"):
         if not item[name]:
             return item, f"no {name}"
-    for name in FIELDS:
+    history = item.get("history", ())
+    questions, answers = [*(asked for asked, _ in history), item["instruction"]], [*(said for _, said in history)]
+    answers.append(item["output"])
+    for name, texts in zip(FIELDS, (questions, [item["input"]], answers), strict=True):
         shortest, longest = catalogue.accepted[name]
-        if not shortest <= len(item[name]) <= longest:
+        if not all(shortest <= len(text) <= longest for text in texts):
             return item, f"{name} length"
-    if any(pattern.match(item["output"]) for pattern in catalogue.refusals):
+    if any(pattern.match(answer) for pattern in catalogue.refusals for answer in answers):
         return item, "refusal"
-    if any(pattern.search(content) for pattern in catalogue.self_mentions for content in item.values()):
+    if any(pattern.search(content) for pattern in catalogue.self_mentions for content in texts_of(item)):
         return item, "speaks as a model"
-    share = share_of(catalogue.language["script"], f"{item['instruction']}\n{item['output']}")
+    share = share_of(catalogue.language["script"], "\n".join([*questions, *answers]))
     return item, "language" if share < catalogue.language["share"] else ""
 
 

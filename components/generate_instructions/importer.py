@@ -1,8 +1,7 @@
-"""Public data sets in their usual forms as Alpaca items: every record is validated and compared like an answer.
+"""Public data sets in their usual forms as items: every record is validated and compared like an answer.
 
-Alpaca items (or prompt and completion, …) and ShareGPT conversations (from/value, or messages of role/content) as JSON,
-JSONL and Parquet; .gz and .zst too, and data sets of the Hub, streamed. Of a conversation the first question and its
-answer are taken: a later turn alone has lost what it answers.
+Alpaca items (or prompt and completion, …) and conversations (zhllama/data/conversations.py) as JSON, JSONL and Parquet;
+.gz and .zst too, and data sets of the Hub, streamed. A conversation is taken up to its last answer.
 """
 
 from collections import Counter
@@ -12,21 +11,17 @@ from typing import Any
 from components.generate_instructions.harvest import Harvest
 from zhllama.artifacts import hub_dataset
 from zhllama.artifacts.reader import Artifact
+from zhllama.data.conversations import Item, item_of, turns_of
 from zhllama.data.json_values import values_in
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
 from zhllama.data.text_stream import data_files, parquet_batches
+from zhllama.errors import InputError
 from zhllama.progress import Progress
 
 ENDINGS = (".json", ".jsonl", ".parquet")
 QUESTIONS = ("instruction", "prompt", "question", "query", "指令", "问题")
 INPUTS = ("input", "context", "输入")
 ANSWERS = ("output", "response", "completion", "answer", "chosen", "输出", "回答", "答案")
-CONVERSATIONS = ("conversations", "conversation", "messages")
-ROLES = {
-    **dict.fromkeys(("human", "user", "prompter", "用户"), "person"),
-    **dict.fromkeys(("gpt", "assistant", "bot", "chatgpt", "bard", "bing", "model", "助手"), "model"),
-    "system": "system",
-}
 
 
 def import_items(artifact: Artifact, harvest: Harvest) -> Mapping[str, int]:
@@ -45,31 +40,32 @@ def import_items(artifact: Artifact, harvest: Harvest) -> Mapping[str, int]:
 
 
 def alpaca_of(record: Any) -> tuple[Any, str]:
-    """The record as an Alpaca item (not yet validated), and the form that it had."""
+    """The record as an item (not yet validated; what is wrong with it, for a conversation that none can be made of),
+    and the form that it had."""
     if not isinstance(record, dict):
-        return record, "unknown"
-    turns = next((record[name] for name in CONVERSATIONS if isinstance(record.get(name), list)), None)
-    if turns is not None:
-        # what a person said first and what the model answered; a system's words are left out
-        said = [one for one in map(_said, turns) if one[0] != "system"]
-        asked = said[0][1] if said and said[0][0] == "person" else None
-        answered = said[1][1] if asked is not None and len(said) > 1 and said[1][0] == "model" else None
-        return {"instruction": asked, "input": "", "output": answered}, "conversation"
+        return None, "unknown"
+    if turns_of(record) is not None:
+        return _conversation(record), "conversation"
     question, given, answer = (
         next((record[name] for name in names if record.get(name) is not None), None)
         for names in (QUESTIONS, INPUTS, ANSWERS)
     )
     if question is None:
         return record, "unknown"
-    return {"instruction": question, "input": given or "", "output": answer}, "alpaca"
+    value = {"instruction": question, "input": given or "", "output": answer}
+    more = {name: record[name] for name in ("system", "history") if record.get(name)}
+    return _conversation(value | more) if more else value, "alpaca"
 
 
-def _said(turn: Any) -> tuple[str, Any]:
-    """Who ("person", "model", "system") and what."""
-    if not isinstance(turn, dict):
-        return "", None
-    text = turn.get("value") if turn.get("value") is not None else turn.get("content")
-    return ROLES.get(str(turn.get("from") or turn.get("role") or "").lower(), ""), text
+def _conversation(record: dict[str, Any]) -> Item | InputError:
+    try:
+        item = item_of(record, answered=False)
+    except InputError as fault:
+        return fault
+    if not item["output"] and item.get("history"):
+        item["instruction"], item["output"] = item["history"].pop()
+        item["input"] = ""
+    return item
 
 
 def _all_records(artifact: Artifact) -> Iterator[Any]:

@@ -19,7 +19,7 @@ class GenerateInstructions(StageOptions):
     command goes on with the answers that were paid for.
     """
 
-    cache_version: ClassVar[int] = 2
+    cache_version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("openai", "json-repair", "rapidfuzz")
 
     items: int = 0

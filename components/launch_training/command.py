@@ -63,7 +63,11 @@ def on_hub(reference: str) -> bool:
     return reference.startswith("hf://") or is_bare_name(reference)
 
 
-_ONLY_OF = {"--train-embeddings": ("sft",), "--also-lm-head": ("embeddings",)}
+_ONLY_OF = {
+    "--train-embeddings": ("sft",),
+    "--also-lm-head": ("embeddings",),
+    "--freeze-embeddings": ("lora",),
+}
 """Switches that one training has. A KFP step passes them to each, as false."""
 
 

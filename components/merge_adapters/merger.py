@@ -12,14 +12,16 @@ from zhllama import storage
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.models import architecture
+from zhllama.models.architecture import EMBEDDING
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import padding_multiple
-from zhllama.weights.chat_template import chosen, is_template
+from zhllama.weights.chat_template import chosen, default_of, is_template
 from zhllama.weights.fit import require_rows
-from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.model_card import write_card
 from zhllama.weights.model_config import GENERATION
 from zhllama.weights.settings import read_settings, write_settings
@@ -31,7 +33,6 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
     from components.merge_adapters.proof import prove, require_memory
     from components.merge_adapters.stream import bytes_after, merge_weights
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
     from zhllama.weights.merge_plan import nothing_changed, plan_merge
     from zhllama.weights.model_config import model_config
     from zhllama.weights.safetensors_io import Checkpoint
@@ -73,10 +74,10 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     log.info("chat template: %s", why)
     if encoder is not None:
         given_settings = read_settings(checkpoint)
-        ids = special_ids(encoder, given_settings, checkpoint.where)
+        ids = special_ids(encoder, given_settings, checkpoint.where).ending(Chat(encoder, default_of(template)).end)
         write_settings(out, settings, given_settings.get(GENERATION, {}), ids)
         positions = int(settings.get("max_position_embeddings", 2048))
-        for name, content in tokenizer_files(encoder.model, positions, template).items():
+        for name, content in encoder.files(positions, template).items():
             out.add_bytes(name, content)
         out.facts["chat_template"] = why
     else:
@@ -93,7 +94,8 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         multiple = padding_multiple(vocabulary.size, rows)
         dtype = checkpoint.info(EMBEDDING).dtype
         out.vocabulary = replace(vocabulary, tied=plan.tied, dtype=dtype, padding_multiple=multiple)
-    made = f"A LLaMA model with {len(given)} adapter{'s' if len(given) > 1 else ''} merged into it."
+    kind, several = architecture(settings, checkpoint.where), "s" if len(given) > 1 else ""
+    made = f"A {kind.title} model with {len(given)} adapter{several} merged into it."
     pieces = {} if vocabulary is None else {"Vocabulary": f"{vocabulary.size:,} pieces"}
     write_card(out, model, made, pieces | ({} if encoder is None else {"Chat template": why}))
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None

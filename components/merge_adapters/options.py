@@ -9,7 +9,7 @@ from zhllama.stage.options import Ref, Refs, StageOptions, split_references
 class MergeAdapters(StageOptions):
     """Merge one or several LoRA adapters into a model, in the order given."""
 
-    cache_version: ClassVar[int] = 2
+    cache_version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "tokenizers", "sentencepiece")
 
     model: Ref

@@ -16,11 +16,11 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.inference.adapters import merge_into
+from zhllama.models.architecture import EMBEDDING
 from zhllama.progress import human
 from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.adapter import Adapter
-from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.model_folder import lay_out
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, stays_tied
@@ -62,7 +62,7 @@ def prove(model: Artifact, adapters: Sequence[Adapter], out: ArtifactWriter, enc
     """Compares logits(model + adapters) with logits(what `out` has written) and returns the figures for the report.
     InputError when they differ by more than rounding can explain: then the merge is wrong, nothing is published, and
     trying again would give the same."""
-    prompts = [torch.tensor([[encoder.bos, *encoder.encode(text)]]) for text in PROMPTS]
+    prompts = [torch.tensor([[*encoder.begin, *encoder.encode(text)]]) for text in PROMPTS]
     with temporary_folder() as folder:
         beside = _logits(_with_adapters(model, adapters, encoder.size, Path(folder)), prompts)
         merged = _logits(_load(open_artifact(out.root), Path(folder, "merged")), prompts)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from zhllama.data.packed import Blocks, Segments
+from zhllama.data.segments import Blocks, Segments
 from zhllama.tokenizer.spans import spans
 
 WINDOW = 50_000
@@ -34,7 +34,7 @@ def cut(documents: Segments, block_size: int) -> Segments:
     begins = spans(np.zeros_like(pieces), pieces) * (block_size - 1)
     starts = np.repeat(lengths.cumsum() - lengths, pieces) + begins
     lengths = np.minimum(np.repeat(lengths, pieces) - begins, block_size)
-    return Segments(documents.ids[spans(starts, lengths)], lengths, np.maximum(np.repeat(prompts, pieces) - begins, 0))
+    return documents.at(spans(starts, lengths), lengths, np.maximum(np.repeat(prompts, pieces) - begins, 0))
 
 
 def _pieces(lengths: np.ndarray, block_size: int) -> np.ndarray:

@@ -17,8 +17,9 @@ import numpy as np
 
 from components.prepare_dataset.examples import Examples
 from zhllama.artifacts.reader import Artifact
+from zhllama.data.conversations import Item, texts_of
 from zhllama.data.corpus import read_documents
-from zhllama.data.instructions import read_instructions
+from zhllama.data.instructions import is_item, read_instructions
 from zhllama.data.json_values import values_in
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
 from zhllama.data.text_stream import NO_ITEMS, plain_name
@@ -117,22 +118,25 @@ def evaluation_texts(artifact: Artifact) -> Iterator[str]:
         if isinstance(first, InputError):
             raise first
         lists = any(plain_name(name).endswith(".json") for name in names)
-        text = isinstance(first, dict) and "text" in first and "instruction" not in first
+        text = isinstance(first, dict) and "text" in first and not is_item(first)
         items = (lists or len(of_json) == len(names)) and not text
     if items:
         return map(_subject_of, read_instructions(artifact, answered=False))
     return read_documents(artifact)
 
 
-def _text_of(content: str | dict[str, str]) -> str:
+def _text_of(content: str | Item) -> str:
     """What near-duplicates are found by: the text; of an item, all of it."""
-    return content if isinstance(content, str) else "\n".join(content.values())
+    return content if isinstance(content, str) else "\n".join(texts_of(content))
 
 
-def _subject_of(content: str | dict[str, str]) -> str:
+def _subject_of(content: str | Item) -> str:
     """What must not be seen before an evaluation: the text; of an item, its input, without which its instruction (many
-    items share one, so that it says nothing), and its answer."""
-    return content if isinstance(content, str) else f"{content['input'] or content['instruction']}\n{content['output']}"
+    items share one, so that it says nothing), and its answer, and all turns before it."""
+    if isinstance(content, str):
+        return content
+    before = (text for pair in content.get("history", ()) for text in pair)
+    return "\n".join([*before, content["input"] or content["instruction"], content["output"]])
 
 
 def _fingerprint(content: bytes) -> bytes:

@@ -2,7 +2,8 @@
 
 A document is BOS + ids + EOS (the recipe's line sample has no EOS). An item is BOS and the prompt, not learned, then
 answer and EOS, learned; cut on the right at the block size. Prompt and answer are encoded as one text, or the answer on
-its own as in the recipe (zhllama/tokenizer/prompt.py). Special ids are put in by id, so a literal `</s>` in a text
+its own as in the recipe (zhllama/tokenizer/prompt.py). Conversations, and another template than Alpaca's:
+conversations.py. Special ids are put in by id, so a literal `</s>` in a text
 stays text. Batches go through the stage as arrays, since what is done in Python to one document after another costs
 more than the encoding: of a review of 75 characters, 11 µs against 8.
 """
@@ -15,10 +16,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from zhllama.data.corpus import Documents
-from zhllama.data.packed import Segments, token_type
+from components.prepare_dataset.conversations import characters_of, encoded, identity
+from zhllama.data.conversations import Item, is_conversation
+from zhllama.data.corpus import Documents, Skipped, leave_out
+from zhllama.data.packed import token_type
+from zhllama.data.segments import Segments
 from zhllama.errors import InputError
 from zhllama.storage.prefetch import map_ordered
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import RECIPE, Prompt, question_of
 from zhllama.tokenizer.spans import spans
 from zhllama.tokenizer.vocabulary import Encoder
@@ -110,13 +115,24 @@ def text_examples(batches: Iterable[Documents], encoder: Encoder, end: bool = Tr
 
 
 def instruction_examples(
-    items: Iterable[dict[str, str]], encoder: Encoder, block_size: int, prompt: Prompt
+    items: Iterable[Item],
+    encoder: Encoder,
+    block_size: int,
+    prompt: Prompt,
+    template: str = "",
+    skipped: Skipped | None = None,
 ) -> Iterator[Examples]:
-    """Items as prompt + answer, cut at `block_size`. A prompt that fills the block leaves a segment of prompt alone.
-    InputError names an answer whose first piece spans the end of the prompt: what is asked would not be learned."""
+    """Items as prompt + answer, cut at `block_size`. A prompt that fills the block leaves a segment of prompt alone. An
+    answer whose first piece would span the end of the prompt is encoded on its own, as Chat.answered does. With a
+    `template`, by that in place of the prompt. InputError for a conversation that the template refuses; with `skipped`
+    it is counted there and left out."""
     id_type = np.dtype(token_type(encoder.size))
+    chat = Chat(encoder, template or prompt.template)
 
-    def made(batch: list[dict[str, str]]) -> Examples:
+    def made(batch: list[Item]) -> tuple[Examples, list[InputError]]:
+        if template or any(map(is_conversation, batch)):
+            segments, kept, faults = encoded(chat, batch, block_size, id_type)
+            return Examples(segments, [*map(identity, kept)], kept, [*map(characters_of, kept)]), faults
         questions, answers = [question_of(item) for item in batch], [item["output"] for item in batch]
         prompts = [prompt.wrap(text) for text in questions]
         asked, asked_lengths = encoder.encode_flat(prompts, begin=True)
@@ -127,11 +143,15 @@ def instruction_examples(
             shared = np.minimum(asked_lengths, lengths)
             one, two = (some[spans(of.cumsum() - of, shared)] for some, of in ((asked, asked_lengths), (ids, lengths)))
             number = np.arange(len(batch))
-            if wrong := {*number.repeat(shared)[one != two], *number[shared < asked_lengths]}:
-                raise InputError(
-                    f"a piece of this vocabulary spans the prompt's last newline and the answer "
-                    f"{answers[min(wrong)][:20]!r}; give --packing faithful, which encodes answers on their own"
-                )
+            if apart := sorted({*number.repeat(shared)[one != two], *number[shared < asked_lengths]}):
+                # a piece would span the two, and what is asked would not be what was learned
+                ids, lengths = _replaced(ids, lengths, apart, [
+                    np.concatenate(some) for some in zip(
+                        _cut(*encoder.encode_flat([prompts[at] for at in apart], begin=True)),
+                        _cut(*encoder.encode_flat([answers[at] for at in apart], end=True)),
+                        strict=True,
+                    )
+                ])  # fmt: skip
         kept = np.minimum(lengths, block_size)
         return Examples(
             Segments(
@@ -139,13 +159,30 @@ def instruction_examples(
                 kept,
                 np.minimum(asked_lengths, block_size),
             ),
-            # of whichever prompt, the same items are held out
-            [RECIPE.wrap(text).encode() for text in questions],
+            [*map(identity, batch)],
             batch,
             [len(text) + len(answer) for text, answer in zip(prompts, answers, strict=True)],
-        )
+        ), []
 
-    return map_ordered(made, _batches(items), THREADS, AHEAD)
+    for examples, faults in map_ordered(made, _batches(items), THREADS, AHEAD):
+        for fault in faults:
+            leave_out(fault, skipped)
+        if len(examples):
+            yield examples
+
+
+def _cut(ids: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return np.split(ids, lengths.cumsum()[:-1])
+
+
+def _replaced(
+    ids: np.ndarray, lengths: np.ndarray, which: Sequence[int], by: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """With other ids of these items."""
+    parts = _cut(ids, lengths)
+    for at, new in zip(which, by, strict=True):
+        parts[at] = new
+    return np.concatenate(parts), np.fromiter(map(len, parts), np.int64, len(parts))
 
 
 def _joined(
@@ -158,12 +195,12 @@ def _joined(
     return np.concatenate([asked, said])[spans(starts.T.ravel(), lengths.T.ravel())], lengths.sum(axis=0)
 
 
-def _batches(items: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
-    batch: list[dict[str, str]] = []
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
     characters = 0
     for item in items:
         batch.append(item)
-        characters += sum(map(len, item.values()))
+        characters += characters_of(item)
         if len(batch) == BATCH or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

@@ -2,17 +2,18 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from zhllama.errors import InputError
-from zhllama.stage.options import Ref, Refs, StageOptions, WeightedRefs, weighted_references
+from zhllama.stage.options import Later, Ref, Refs, StageOptions, WeightedRefs, weighted_references
 from zhllama.tokenizer.prompt import DEFAULT, RECIPE, Prompt
 
 Packing = Literal["best-fit", "faithful"]
+Template = Literal["own", "alpaca"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareDataset(StageOptions):
-    """Pack text or Alpaca items into token blocks for training."""
+    """Pack text or instructions into token blocks for training."""
 
-    cache_version: ClassVar[int] = 3
+    cache_version: ClassVar[int] = 4
     libraries: ClassVar[tuple[str, ...]] = ("sentencepiece", "numpy", "rensa")
 
     tokenizer: Ref
@@ -21,12 +22,15 @@ class PrepareDataset(StageOptions):
     """References to text: folders, s3:// prefixes or artifacts of .txt, .jsonl (also .gz, .zst) or .parquet files, or
     hf://datasets/OWNER/NAME. Weighted: `zh:0.9,en:0.1`."""
     instructions: WeightedRefs = ""
-    """References to Alpaca items (.json, .jsonl, hf://), in place of --text. Weighted likewise."""
+    """References to Alpaca items or conversations (.json, .jsonl, hf://), in place of --text. Weighted likewise."""
     block_size: int = 512
     """Tokens in a block; no more than the model has positions."""
     packing: Packing = "best-fit"
     """best-fit: whole documents, several to a block, kept apart. faithful: the recipe's line groups, padded items,
     and its prompt, with answers encoded on their own."""
+    template: Later[Template] = "own"
+    """What instructions are written with. own: the chat template beside the tokenizer; Alpaca's prompt where it has
+    none. alpaca: Alpaca's prompt, whatever it has. With --packing faithful always the recipe's."""
     validation_fraction: float = 0.01
     """Share of the documents held out, chosen by their content. Not used when --validation is given."""
     validation: Ref = ""

@@ -1,4 +1,4 @@
-"""Text or Alpaca items → packed blocks, streaming: a window of documents in memory, whatever the corpus's size.
+"""Text or instruction items → packed blocks, streaming: a window of documents in memory, whatever the corpus's size.
 
 The recipe's way (tokenise into Arrow, group by 1,000 lines, save) takes 36 bytes a token and over five times as long;
 this one two: `make bench ONLY=prepare_dataset` prints both.
@@ -15,13 +15,15 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data import packed
 from zhllama.data.corpus import Skipped, read_batches, text_files
 from zhllama.data.instructions import instruction_files, read_instructions
+from zhllama.data.segments import Blocks
 from zhllama.data.text_stream import bytes_to_read
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import weighted_references
+from zhllama.tokenizer.prompt import BY_TEMPLATE
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
-from zhllama.weights.chat_template import PROMPT_FACT
+from zhllama.weights.chat_template import JINJA, OWN, PROMPT_FACT, default_of, template_in
 
 if TYPE_CHECKING:
     from components.prepare_dataset.examples import Examples
@@ -34,11 +36,15 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
 
     tokenizer = inputs["tokenizer"].require_kind("tokenizer", "hf-model", "adapter", option="--tokenizer")
     encoder = load_encoder(tokenizer, "--tokenizer")
+    if config.packing == "faithful" and encoder.bos is None:
+        said = "its tokenizer puts no BOS before a text, by which the recipe tells lines and answers apart"
+        raise InputError(f"--packing faithful: {tokenizer.root}: {said}; give --packing best-fit")
+    template = _template(config, tokenizer)
     given = inputs.all(config.option[2:])
     skipped = Skipped()
     decontamination = Decontamination(config.drop_near_duplicates)
     sources = [
-        Source(decontamination.kept(_examples(config, artifact, encoder, skipped)), weight)
+        Source(decontamination.kept(_examples(config, artifact, encoder, template, skipped)), weight)
         for artifact, (_, weight) in zip(given, weighted_references(config.data), strict=True)
     ]
     for artifact in inputs.all("evaluation"):
@@ -48,7 +54,7 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
     with ExitStack() as stack:
         train, validation = (_Split(name, config, out, encoder, stack) for name in (packed.TRAIN, packed.VALIDATION))
         if config.validation:
-            for examples in _examples(config, inputs["validation"], encoder, skipped):
+            for examples in _examples(config, inputs["validation"], encoder, template, skipped):
                 decontamination.hold_out(examples)
                 validation.add(examples.where(examples.has_loss))
         size = bytes_to_read(given, text_files if config.text else instruction_files)
@@ -77,12 +83,14 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
             "--validation-fraction, give --validation, or set --validation-fraction 0"
         )
     contract = tokenizer.manifest.vocabulary
+    if template:
+        out.add_bytes(JINJA, template.encode())
     out.vocabulary = encoder.vocabulary(also_at=[int(size) for size in contract.prefixes] if contract else ())
     tokens = train.packed.tokens + validation.packed.tokens
     fill = train.packed.packing_efficiency
     out.facts = packed.packed_facts(config.block_size, encoder.size, train.pad, [train.packed, validation.packed])
     out.facts |= {
-        PROMPT_FACT: config.prompt.name if config.instructions else "",
+        PROMPT_FACT: (OWN if template else config.prompt.name) if config.instructions else "",
         "documents": train.examples,
         "held_out": validation.examples,
         "left_out": left_out,
@@ -96,13 +104,24 @@ def prepare_dataset(config: PrepareDataset, inputs: Inputs, out: ArtifactWriter)
     return out.publish(packed.KIND)
 
 
-def _examples(config: PrepareDataset, artifact: Artifact, encoder: Encoder, skipped: Skipped) -> Iterator["Examples"]:
+def _template(config: PrepareDataset, tokenizer: Artifact) -> str:
+    """The base's own chat template where items are written with it; "" for Alpaca's, and for text."""
+    if not config.instructions or config.template == "alpaca" or config.packing == "faithful":
+        return ""
+    own = default_of(template_in(tokenizer, "--tokenizer"))
+    # what was tuned here, and what has the recipe's by default, goes on with ours
+    return "" if own in BY_TEMPLATE else own
+
+
+def _examples(
+    config: PrepareDataset, artifact: Artifact, encoder: Encoder, template: str, skipped: Skipped
+) -> Iterator["Examples"]:
     from components.prepare_dataset.examples import instruction_examples, line_groups, text_examples
 
     bad = skipped if config.skip_bad else None
     if config.instructions:
         items = read_instructions(artifact, skipped=bad)
-        return instruction_examples(items, encoder, config.block_size, config.prompt)
+        return instruction_examples(items, encoder, config.block_size, config.prompt, template, bad)
     if config.packing == "faithful":
         lines = text_examples(read_batches(artifact, keep_blank=True, skipped=bad), encoder, end=False)
         return line_groups(lines, config.block_size)
@@ -139,8 +158,9 @@ class _Split:
             for record in examples.records(self._encoder):
                 self._records.write((f"{self._before}{record}" if self._as_list else f"{record}\n").encode())
                 self._before = ",\n"
-        unpacked = packed.Blocks(examples.segments, np.ones(len(examples), np.int64))
-        for blocks in [unpacked] if self._packer is None else self._packer.add(examples.segments):
+        segments = examples.segments.documents()
+        unpacked = Blocks(segments, np.ones(len(segments), np.int64))
+        for blocks in [unpacked] if self._packer is None else self._packer.add(segments):
             self.packed.write_blocks(blocks)
 
     def finish(self) -> None:

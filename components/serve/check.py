@@ -2,42 +2,39 @@
 
 `python -m components.serve.check --model REF --context-length N`. No weight is read and no torch needed: the manifest
 against what is stored, every shard's header, the embedding's rows against the tokenizer, and the tokenizer that engines
-use against SentencePiece's ids. Exit 0: fit; 2: not, with one line that says what is wrong.
+use against the ids of training. Exit 0: fit; 2: not, with one line that says what is wrong.
 """
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from components.serve import vllm_guard
 from components.serve.gguf_ids import ids_of
 from zhllama import storage
+from zhllama.artifacts.in_memory import in_memory
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import check_model
 from zhllama.kubernetes.model_server import GUARD
+from zhllama.models import by_gguf
 from zhllama.stage.options import Ref
 from zhllama.stage.program import bounded
 from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.chat import Chat, asked
 from zhllama.tokenizer.effective_model import DESCRIBED
-from zhllama.tokenizer.sentencepiece_model import BPE, new_model
-from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary
+from zhllama.tokenizer.gguf_tokenizer import tokenizer_files_of
+from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, load_encoder
 from zhllama.weights.chat_template import default_of, is_template, template_in
+from zhllama.weights.gguf_file import GgufHeader
 from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
 
 log = logging.getLogger("check")
-_MOST_VALUES = 4_000_000
-"""Of a GGUF's metadata, two for each text: a vocabulary of 260,000 pieces with its merges has two million."""
-_WRONG = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""What damaged metadata end in."""
-
 
 TOKENIZER_FILES = ("config.json", "tokenizer.model", *DESCRIBED)
 """With the chat templates beside them, what engines encode by."""
@@ -107,7 +104,7 @@ def check_weights(artifact: Artifact) -> tuple[Encoder, int]:
 
 
 def check_tokenizer(folder: Path, encoder: Encoder, where: str, chat: Chat) -> None:
-    """InputError unless the folder's tokenizer gives SentencePiece's ids, for text and for a question."""
+    """InputError unless the folder's tokenizer gives the ids of training, for text and for a question."""
     from transformers import AutoTokenizer
 
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -116,13 +113,13 @@ def check_tokenizer(folder: Path, encoder: Encoder, where: str, chat: Chat) -> N
     tokenizer = AutoTokenizer.from_pretrained(folder)
     mend = "publish the model again; with tied scores (--scores zero) no served tokenizer can agree"
     for line in LINES:
-        if tokenizer(line)["input_ids"] != [encoder.bos, *encoder.encode(line)]:
-            raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for {line!r}; {mend}")
+        if tokenizer(line)["input_ids"] != [*encoder.begin, *encoder.encode(line)]:
+            raise InputError(f"{where}: tokenizer.json gives other ids than training for {line!r}; {mend}")
     for messages, wanted in conversations(chat, where, mend):
         with _template(where, mend):
             ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, add_generation_prompt=True)
         if list(ids) != wanted:
-            raise InputError(f"{where}: tokenizer.json gives other ids than tokenizer.model for a question; {mend}")
+            raise InputError(f"{where}: tokenizer.json gives other ids than training for a question; {mend}")
 
 
 def conversations(chat: Chat, where: str, mend: str) -> Iterator[tuple[list[dict[str, str]], list[int]]]:
@@ -142,67 +139,26 @@ def check_gguf(path: Path, contract: Vocabulary | None, where: str) -> tuple[Enc
     """The encoder of a GGUF file, its positions, and how it is asked. InputError where ids in would not be the ids of
     training.
 
-    A GGUF carries its pieces, scores and types. They are put together again as the SentencePiece model that they came
-    from, which then says what llama.cpp has to give; so a file of somebody else's is checked as well as one of our own,
-    whose manifest says in addition which vocabulary it must be. No weight is read.
+    A GGUF carries its tokenizer. It is put together again as the files that it came from, which then say what llama.cpp
+    has to give: so a file of somebody else's is checked as well as one of our own, whose manifest says which vocabulary
+    it must be. No weight is read.
     """
-    try:
-        fields = _gguf_fields(path)
-    except (*_WRONG, OSError, RecursionError) as error:
-        raise InputError(f"{where}: not a GGUF file, or cut short ({error}); export or fetch it again") from error
-    if fields.get("tokenizer.ggml.model") != "llama":
-        raise InputError(f"{where}: its tokenizer is not SentencePiece's; export the model again with export_model")
-    try:
-        model, positions = _sentencepiece(fields), int(fields.get("llama.context_length", 2048))
-    except _WRONG as error:
-        said = f"it has no {error.args[0]}" if isinstance(error, KeyError) else error
-        raise InputError(f"{where}: its vocabulary is none ({said}); export or fetch it again") from error
-    encoder = Encoder(model, where)
+    with open(path, "rb") as stream:
+        fields = GgufHeader(stream, path.stat().st_size, where).fields
+    kind = by_gguf(str(fields.get("general.architecture")), where)
+    encoder = load_encoder(in_memory(tokenizer_files_of(fields, where), where.removeprefix("--model ")), "--model")
+    positions = fields.get(f"{kind.gguf}.context_length", 2048)
+    if type(positions) is not int or positions < 1:
+        raise InputError(f"{where}: it says that it has {positions!r:.20} positions; export or fetch it again")
     if contract is not None:
         found = encoder.vocabulary(also_at=(int(size) for size in contract.prefixes))
         if found.relation_to(contract) is not Relation.EQUAL:
             raise InputError(f"{where}: it has {found}, the manifest says {contract}; export the model again")
-    if not (template := str(fields.get("tokenizer.chat_template", ""))):
+    if not (template := str(fields.get("tokenizer.chat_template") or "")):
         raise InputError(f"{where}: there is no chat template in it; export the model again")
     chat = Chat(encoder, template)
     _compare_gguf(path, encoder, chat, where)
     return encoder, positions, chat
-
-
-def _gguf_fields(path: Path) -> dict[str, Any]:
-    from gguf import GGUFReader
-
-    class Reader(GGUFReader):
-        """Behind a file's end gguf finds empty values, as many as a damaged length says."""
-
-        left = _MOST_VALUES
-
-        def _get(self, offset: int, dtype: Any, count: Any = 1, *order: Any, **named: Any) -> Any:
-            self.left -= 1
-            found = super()._get(offset, dtype, count, *order, **named)
-            if self.left < 0 or len(found) < int(count):
-                raise ValueError("it says that more values follow than there are, or can be")
-            return found
-
-    return {name: field.contents() for name, field in Reader(path).fields.items()}
-
-
-def _sentencepiece(fields: Mapping[str, Any]) -> bytes:
-    """The bytes of the tokenizer.model that these pieces, scores and types are of. Types have the same numbers."""
-    rows = zip(*(fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")), strict=True)
-    pieces = [{"piece": text, "score": score, "type": kind} for text, score, kind in rows]
-    ids: dict[str, Any] = {"pad_id": -1}
-    for name, field in (("unk", "unknown"), ("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        if (index := fields.get(f"tokenizer.ggml.{field}_token_id")) is not None:
-            # SentencePiece finds them by their texts
-            ids |= {f"{name}_id": int(index), f"{name}_piece": pieces[int(index)]["piece"]}
-    prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
-    model = new_model(
-        pieces=pieces,
-        trainer_spec={"model_type": BPE, "byte_fallback": True, "vocab_size": len(pieces), **ids},
-        normalizer_spec={"name": "identity", "add_dummy_prefix": prefix, "remove_extra_whitespaces": False},
-    )
-    return bytes(model.SerializeToString())
 
 
 def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
@@ -216,10 +172,10 @@ def _compare_gguf(path: Path, encoder: Encoder, chat: Chat, where: str) -> None:
     except ValueError as error:
         raise InputError(f"{where}: llama.cpp does not read it ({error}); export or fetch it again") from error
     for line, ids in zip(lines, told):
-        if ids != [encoder.bos, *encoder.encode(line)]:
-            raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for {line!r}; {mend}")
+        if ids != [*encoder.begin, *encoder.encode(line)]:
+            raise InputError(f"{where}: llama.cpp gives other ids than training for {line!r}; {mend}")
     if told[len(lines) :] != [wanted for _, wanted in questions]:
-        raise InputError(f"{where}: llama.cpp gives other ids than SentencePiece for a question; {mend}")
+        raise InputError(f"{where}: llama.cpp gives other ids than training for a question; {mend}")
 
 
 @contextmanager

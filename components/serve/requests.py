@@ -80,7 +80,7 @@ class Limits:
     def text_ids(self, body: Mapping[str, Any]) -> list[int]:
         """Of `prompt`, with BOS unless `add_special_tokens` is false; a special token in it is that token."""
         self.check_length(len(body["prompt"]), "prompt")
-        begin = [self.chat.encoder.bos] if body.get("add_special_tokens", True) else []
+        begin = self.chat.encoder.begin if body.get("add_special_tokens", True) else []
         return [*begin, *self.chat.encode(body["prompt"])]
 
 

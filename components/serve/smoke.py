@@ -40,7 +40,7 @@ def try_out(
             raise InputError(f"{address}: it answers up to {length} tokens, {context_length} were asked for")
         tried.check_key("/v1/models")
         for line in LINES:
-            tried.encodes({"model": name, "prompt": line}, repr(line), [encoder.bos, *encoder.encode(line)])
+            tried.encodes({"model": name, "prompt": line}, repr(line), [*encoder.begin, *encoder.encode(line)])
         for messages, ids in conversations(chat, address, "publish the model again"):
             line, asked = messages[-1]["content"], {"model": name, "messages": messages}
             tried.encodes({**asked, "add_generation_prompt": True}, f"the question {line!r}", ids)

@@ -21,7 +21,10 @@ from zhllama.data.text_stream import bytes_to_read
 from zhllama.errors import InputError
 from zhllama.progress import Progress
 from zhllama.stage.inputs import Inputs
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.byte_level import ByteLevelEncoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
+from zhllama.tokenizer.sentencepiece_model import TOKENIZER_MODEL
+from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 
 log = logging.getLogger("train_tokenizer")
 
@@ -40,9 +43,14 @@ def train_tokenizer(config: TrainTokenizer, inputs: Inputs, out: ArtifactWriter)
     skipped = Skipped() if config.skip_bad else None
     lines, seen = sampled(training_lines(inputs.all("text"), skipped), config.sample_lines, config.seed)
     log.info("training %d pieces on %d of %d lines", config.vocab_size, len(lines), seen)
-    model = trained(lines, config.vocab_size, config.character_coverage, f"--text {config.text}")
-
-    encoder = Encoder(model)
+    encoder: Encoder
+    facts: dict[str, Any] = {}
+    if config.base:
+        encoder, facts = extension(config, inputs["base"], lines)
+    else:
+        encoder = SentencePieceEncoder(
+            trained(lines, config.vocab_size, config.character_coverage, f"--text {config.text}")
+        )
     report = report_on(encoder, lines[:: max(1, len(lines) // REPORT_LINES)])
     sample = {
         "lines": seen,
@@ -51,15 +59,43 @@ def train_tokenizer(config: TrainTokenizer, inputs: Inputs, out: ArtifactWriter)
         "seed": config.seed,
         "bad_lines": skipped.count if skipped else 0,
     }
-    out.add_bytes("tokenizer.model", model)
-    out.add_json("report.json", report | {"corpus": sample}, beside=True)
-    out.vocabulary = encoder.vocabulary()
-    summary = f"{encoder.size:,} pieces, {report['tokens_per_character']:.3f} tokens per character"
+    for name, content in artifact_files(encoder).items():
+        out.add_bytes(name, content)
+    out.add_json("report.json", report | facts | {"corpus": sample}, beside=True)
+    out.vocabulary = encoder.vocabulary(also_at=[facts["pieces_before"]] if facts else [])
+    before = f"{facts['pieces_before']:,} → " if facts else ""
+    summary = f"{before}{encoder.size:,} pieces, {report['tokens_per_character']:.3f} tokens per character"
     if len(lines) < seen:
         summary += f", from a sample of {len(lines):,} of {seen:,} lines"
-    out.facts = {"summary": summary, **sample}
+    out.facts = {"summary": summary, **sample, **facts}
     out.metrics = {name: report[name] for name in ("tokens_per_character", "coverage")}
     return out.publish("tokenizer")
+
+
+def artifact_files(encoder: Encoder) -> dict[str, bytes]:
+    return {TOKENIZER_MODEL: encoder.model} if isinstance(encoder, SentencePieceEncoder) else encoder.files()
+
+
+def extension(config: TrainTokenizer, base: Artifact, lines: list[str]) -> tuple[Encoder, dict[str, Any]]:
+    """The base's tokenizer with new pieces, and what is said of it. InputError for one without merges of its own."""
+    from components.train_tokenizer.continued_merges import Scripts, continued
+
+    before = load_encoder(base, "--base")
+    if not isinstance(before, ByteLevelEncoder):
+        said = "its tokenizer is SentencePiece's, to which the pieces of another model are appended"
+        raise InputError(f"--base {base.root}: {said}; leave --base out")
+    learned = continued(before, lines, config.vocab_size, Scripts(config.scripts), f"--text {config.text}")
+    after = before.extended(learned.merges)
+    tokens = [sum(map(len, one.encode_batch(lines[:: max(1, len(lines) // REPORT_LINES)]))) for one in (before, after)]
+    facts = {
+        "pieces_before": before.size,
+        "scripts": config.scripts,
+        "by_rank": before.by_rank,
+        "ambiguous": learned.ambiguous,
+        "tokens_before": tokens[0],
+        "tokens_after": tokens[1],
+    }
+    return after, facts
 
 
 def training_lines(corpus: Sequence[Artifact], skipped: Skipped | None) -> Iterator[str]:
@@ -124,15 +160,14 @@ def report_on(encoder: Encoder, lines: list[str]) -> dict[str, Any]:
     """Tokens per character, the share of characters with a piece of their own, and lines with their pieces."""
     encoded = encoder.encode_batch(lines)
     characters = sum(len(line) for line in lines)
-    byte_pieces = {index for index, piece in enumerate(encoder.pieces) if re.fullmatch(r"<0x[0-9A-F]{2}>", piece)}
-    known = {" ", *(piece for piece in encoder.pieces if len(piece) == 1)}
+    known = {" ", *(text for text in encoder.texts if len(text) == 1)}
     return {
         "pieces": encoder.size,
         "lines": len(lines),
         "characters": characters,
         "tokens_per_character": round(sum(map(len, encoded)) / characters, 5),
         "coverage": round(sum(letter in known for line in lines for letter in line) / characters, 6),
-        "byte_tokens": sum(index in byte_pieces for ids in encoded for index in ids),
+        "byte_tokens": sum(index in encoder.fragments for ids in encoded for index in ids),
         "examples": [
             {"text": line[:200], "pieces": [encoder.pieces[index] for index in encoder.encode(line[:200])]}
             for line in lines[:EXAMPLES]

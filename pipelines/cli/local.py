@@ -27,7 +27,8 @@ def add_to(commands: options.Commands) -> None:
     options.take(
         options.command(commands, "demo", demo, "see the whole adaptation on this machine, on real Chinese text"),
         ("--text REF", "your own text: a folder or prefix of .txt or .jsonl files"),
-        ("--instructions REF", "your own Alpaca items: a .json or .jsonl file"),
+        ("--instructions REF", "your own items: a .json or .jsonl file"),
+        ("--toy", "a tiny model, made here in a minute, in the place of SmolLM2", False),
         options.WORK,
     )
     add = options.command(commands, "chat", chat, "talk to the model of the last run")
@@ -82,7 +83,7 @@ def run(given: argparse.Namespace) -> None:
 def demo(given: argparse.Namespace) -> None:
     from pipelines.demo.run import demo as run_demo
 
-    sys.exit(run_demo(given.work, given.text, given.instructions))
+    sys.exit(run_demo(given.work, given.text, given.instructions, given.toy))
 
 
 def chat(given: argparse.Namespace) -> None:

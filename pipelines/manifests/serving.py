@@ -25,7 +25,7 @@ def model_server(
     if given.get("s3_secret") == "none":
         given["s3_secret"] = ""
     return ModelServer(
-        name=name or f"llama-{size.name}",
+        name=name or size.served_as,
         model=model or f"s3://zhllama/artifacts/models/{size.name}-chinese",
         labels={**(labels or {}), f"{LABEL}size": size.name},
         **given,

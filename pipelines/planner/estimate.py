@@ -15,7 +15,7 @@ from pipelines.sizes import Size
 from zhllama.data.packed import token_type
 from zhllama.errors import InputError
 from zhllama.stage.options import option_of
-from zhllama.tokenizer.vocabulary import RECIPE_SIZES
+from zhllama.tokenizer.encoder import RECIPE_SIZES
 from zhllama.training.options import TrainingOptions, deepspeed_settings
 
 HALF = 2
@@ -64,8 +64,11 @@ class PlanRequest:
 
     @property
     def rows(self) -> int:
-        """Of the extended vocabulary, [PAD] included: 49,954 for the recipe's 20,000 Chinese pieces."""
-        return self.pieces or LLAMA_PIECES + max(self.size.vocab_size - RECIPES_OVERLAP, 0) + 1
+        """Of the vocabulary that is trained, [PAD] included: 49,954 for the recipe's 20,000 Chinese pieces."""
+        if self.values.get("tokenizer", self.size.tokenizer) == "keep":
+            return self.pieces or self.size.model.rows
+        overlap = RECIPES_OVERLAP if self.size.model.rows == LLAMA_PIECES else 0
+        return self.pieces or self.size.model.rows + max(self.size.vocab_size - overlap, 0) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,7 @@ def plan(stage: str, request: PlanRequest) -> Plan:
         model=size.model,
         # the recipe's Chinese-LLaMA has no [PAD]; ours has it from the extension on
         pieces=request.rows,
-        new_rows=request.rows - LLAMA_PIECES,
+        new_rows=max(request.rows - size.model.rows, 0),
         processes=nodes * per_node,
         block=block,
         device="cuda" if gpu else "cpu",
@@ -163,7 +166,7 @@ def plan(stage: str, request: PlanRequest) -> Plan:
     adapter = s.trained * HALF if s.targets else 0
     artifact = adapter + TOKENIZER_FILES if adapter else model
     # of stage 1's model the file of the embeddings is written, the rest is copied in S3
-    written = artifact if adapter else 2 * s.table * HALF
+    written = artifact if adapter else s.tables * s.table * HALF
     checkpoint = s.trained * ((s.compute_bytes if s.zero.stage else FLOAT32) + (3 if s.zero.stage else 2) * FLOAT32)
     count = (steps - 1) // options.save_steps if options.save_steps else 0
     return Plan(
@@ -204,8 +207,9 @@ def _exchanged(s: Setting) -> int:
 def flops_per_token(s: Setting) -> tuple[float, float]:
     """Operations of a token, as the training's log counts them (metrics.flops_per_token), and those done again for
     recomputed activations: a matrix of n weights takes 2n forward, 2n for its input's gradient, 2n for its own."""
-    matrices = s.model.layers * (s.layer_parameters - 2 * s.model.width)
-    head = s.table * (6 if s.trains == "all" or s.head_too else 4) * s.learned
+    matrices = s.model.layers * sum(rows * columns for rows, columns in s.matrices.values())
+    head_trained = s.trains == "all" or s.head_too or (s.model.tied and s.trains == "embed_tokens")
+    head = s.table * (6 if head_trained else 4) * s.learned
     rows = 2 * s.new_rows * s.model.width * s.learned if s.trains == "new" else 0
     return 4.0 * matrices + 6.0 * s.lora_parameters + head + rows, 2.0 * (matrices + s.lora_parameters)
 
@@ -247,7 +251,8 @@ def serving_plan(request: PlanRequest, context: int = 0, concurrency: int = 0, g
     context, concurrency = context or size.serving.context_length, concurrency or 16
     base = Setting(model=model, pieces=request.rows, trains="", batch=1, block=1)
     weights = -(-base.base_parameters * HALF // split)
-    token = -(-2 * model.layers * model.width * HALF // split)
+    # each GPU keeps whole heads of keys and values, at least one
+    token = 2 * model.layers * -(-model.sizes()["key_heads"] // split) * model.sizes()["head"] * HALF
     available = int(request.gpu.memory * VLLM_SHARE)
     cache = token * context * concurrency
     return ServingPlan(

@@ -9,11 +9,13 @@ Symbols, as in docs/planning.md: h width, f feed-forward width, L layers, V rows
 (batch × block), c bytes of the computation (2 or 4), n processes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.sizes import Architecture
+from zhllama.models.architecture import Place
 from zhllama.training.hardware import CHUNK_BYTES, SMALLEST_CHUNK
 from zhllama.training.inputs import new_shape
 from zhllama.training.options import PretrainOptions, TrainingOptions, zero_stage
@@ -82,7 +84,7 @@ class Setting:
     @classmethod
     def of(cls, options: TrainingOptions, settings: dict[str, Any] | None, **more: Any) -> "Setting":
         """From the training's own options. `more`: model, pieces, new_rows, processes, block and where it runs."""
-        device, shape = more.get("device", "cuda"), new_shape(options)
+        device, shape = more.get("device", "cuda"), new_shape(options, more["model"].kind.lora_modules)
         whole = options.precision == "float32" or (options.precision == "auto" and device != "cuda")
         lora: dict[str, Any] = {"rank": shape.r, "targets": tuple(shape.targets), "dropout": shape.dropout}
         return cls(
@@ -105,19 +107,36 @@ class Setting:
         return self.pieces * self.model.width
 
     @property
+    def tables(self) -> int:
+        """embed_tokens and lm_head, or the one that is both."""
+        return 1 if self.model.tied else 2
+
+    @property
+    def layer(self) -> list[Place]:
+        """The tensors of one layer."""
+        found = self.model.kind.places(self.model.config(self.pieces) | {"num_hidden_layers": 1})
+        return [place for place in found if ".layers." in place.hf]
+
+    @property
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Of a layer: name → (width in, width out)."""
-        h, f = self.model.width, self.model.feed_forward
-        square = {f"{name}_proj": (h, h) for name in "qkvo"}
-        return square | {"gate_proj": (h, f), "up_proj": (h, f), "down_proj": (f, h)}
+        return {
+            place.hf.split(".")[-2]: (place.shape[1], place.shape[0]) for place in self.layer if place.kind == "linear"
+        }
+
+    @property
+    def normed(self) -> list[str]:
+        """What has a norm of its own heads: queries, keys."""
+        names = {place.hf.split(".")[-2] for place in self.layer if place.kind == "norm"}
+        return [size for name, size in (("q_norm", "queries"), ("k_norm", "keys")) if name in names]
 
     @property
     def layer_parameters(self) -> int:
-        return sum(rows * columns for rows, columns in self.matrices.values()) + 2 * self.model.width
+        return sum(math.prod(place.shape) for place in self.layer)
 
     @property
     def base_parameters(self) -> int:
-        return 2 * self.table + self.model.layers * self.layer_parameters + self.model.width
+        return self.tables * self.table + self.model.layers * self.layer_parameters + self.model.width
 
     @property
     def lora_parameters(self) -> int:
@@ -128,9 +147,9 @@ class Setting:
     def trained_tables(self) -> list[int]:
         """Elements of each embedding matrix that is trained, in the order of the model."""
         if self.trains == "embed_tokens":
-            return [self.table] * (2 if self.head_too else 1)
+            return [self.table] * (self.tables if self.head_too else 1)
         rows = {"all": self.pieces, "new": self.new_rows, "": 0}[self.trains]
-        return [rows * self.model.width] * 2 if rows else []
+        return [rows * self.model.width] * self.tables if rows else []
 
     @property
     def trained(self) -> int:
@@ -145,7 +164,7 @@ class Setting:
 
     @property
     def trains_head(self) -> bool:
-        return self.trains in ("all", "new") or self.head_too
+        return self.trains in ("all", "new") or self.head_too or (self.model.tied and bool(self.trains))
 
     @property
     def tokens(self) -> int:
@@ -180,9 +199,11 @@ def stream_bytes(s: Setting) -> int:
 
 def layer_activations(s: Setting) -> int:
     """Bytes that one layer keeps of a pass."""
-    h, f, c = s.model.width, s.model.feed_forward, s.compute_bytes
+    h, f, c, size = s.model.width, s.model.feed_forward, s.compute_bytes, s.model.sizes()
     kept = 2 * FLOAT32 * h  # the two norms' inputs, in float32
-    kept += 4 * h * c  # queries, keys, values, and what attention gives
+    # queries, what attention gives, keys and values: these once for each head that shares them, where there is a mask
+    kept += 4 * size["queries"] * c
+    kept += sum(FLOAT32 * size[name] for name in s.normed)  # the inputs of norms of queries and keys
     kept += FLOAT32 * s.model.heads + s.block * c  # attention's sums, and the mask, once a block
     kept += 3 * f * c  # gate, its SiLU, up
     # what LoRA is applied to is kept once for all that share it, unless each drops values of its own
@@ -235,7 +256,7 @@ def peak(s: Setting) -> Phase:
         masks = sum(target in ("q_proj", "k_proj", "v_proj") for target in s.targets) if s.dropout else 0
         whole -= tokens * h * (FLOAT32 + masks * dropout_mask_bytes(s))
     kept = layers * stream if s.checkpointing else whole
-    around = 2 * tokens * h // s.model.heads * (FLOAT32 if autocasts(s) else c)  # cosines and sines
+    around = 2 * tokens * s.model.sizes()["head"] * (FLOAT32 if autocasts(s) else c)  # cosines and sines
     around += tokens * s.block  # the mask
     around += 3 * tokens * INT64  # ids, positions, labels
     kept += around

@@ -5,13 +5,13 @@ field or value is an InputError that names the file and the field.
 """
 
 import dataclasses
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from zhllama import models
 from zhllama.artifacts.yaml_file import documents_of
 from zhllama.errors import InputError
 from zhllama.kubernetes.names import check_value, option_in
@@ -21,6 +21,8 @@ FOLDER = Path(__file__).parent
 STAGES = ("embeddings", "lora", "sft")
 """The three trainings: continued pre-training's two stages, then instruction tuning."""
 
+RECIPE = ("tiny", "7b", "13b", "33b", "65b")
+"""The sizes of LLaMA 1 and 2; others are called after their model."""
 SIZED = {"warmup_steps": "warmup_ratio", "weight_decay": "weight_decay", "save_steps": "save_steps",
          "deepspeed": "deepspeed"}  # fmt: skip
 """Options of a training that a size says and that are written into the compiled pipeline → what sizes call them."""
@@ -34,9 +36,37 @@ class Architecture:
     """Of the hidden states."""
     layers: int
     heads: int
-    """Of attention, each with keys and values of its own."""
+    """Of attention."""
     feed_forward: int
     """Width within a layer's second half."""
+    type: str = "llama"
+    """model_type of its config.json."""
+    key_value_heads: int = 0
+    """Heads of keys and values, which several of attention share; 0: each has its own."""
+    head_width: int = 0
+    """Of one head; 0: width / heads."""
+    tied: bool = False
+    """Whether the embedding is the head as well."""
+    rows: int = 32_000
+    """Of the embedding, before any piece is added."""
+
+    @property
+    def kind(self) -> models.Architecture:
+        """What is known of its architecture."""
+        return models.architecture({"model_type": self.type}, f"the size's model.type {self.type}")
+
+    def config(self, rows: int = 0) -> dict[str, Any]:
+        """As config.json says it, with so many rows (0: its own)."""
+        return {
+            "model_type": self.type, "vocab_size": rows or self.rows, "hidden_size": self.width,
+            "intermediate_size": self.feed_forward, "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.key_value_heads or None,
+            "head_dim": self.head_width or None, "tie_word_embeddings": self.tied,
+        }  # fmt: skip
+
+    def sizes(self, rows: int = 0) -> dict[str, int]:
+        """By name, as zhllama.models has them."""
+        return self.kind.sizes(self.config(rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +181,10 @@ class Size:
 
     name: str
     model: Architecture
-    shards: int
-    """consolidated.NN.pth files of Meta's release."""
+    shards: int = 1
+    """consolidated.NN.pth files, where it is Meta's release that is fetched."""
     vocab_size: int
-    """Pieces of the Chinese tokenizer, before it is merged into LLaMA's."""
+    """Pieces of the Chinese tokenizer, before it is merged into the base's; of continued merges, the new ones."""
     block_size: int
     """Tokens per training block."""
     validation_fraction: float
@@ -167,6 +197,14 @@ class Size:
     lora: Training
     sft: Training
     serving: Serving
+    tokenizer: Literal["train", "continue", "keep"] = "train"
+    """What becomes of the base's vocabulary: a SentencePiece model is trained and appended, its own merges are
+    continued, or it is kept."""
+
+    @property
+    def served_as(self) -> str:
+        """What the served model is called where nothing is said: a name that Kubernetes takes."""
+        return f"llama-{self.name}" if self.name in RECIPE else self.name.replace(".", "-")
 
     def training(self, stage: str) -> Training:
         """The training of a stage: embeddings, lora or sft."""
@@ -179,9 +217,8 @@ Record = TypeVar("Record")
 
 
 def names() -> list[str]:
-    """The sizes that there are, smallest first."""
-    found = (path.stem for path in FOLDER.glob("*.yaml"))
-    return sorted(found, key=lambda name: (name != "tiny", int("0" + re.sub(r"\D.*", "", name)), name))
+    """The sizes that there are: the recipe's, smallest first, then those of today."""
+    return [*RECIPE, *sorted({path.stem for path in FOLDER.glob("*.yaml")} - {*RECIPE})]
 
 
 def load(name: str) -> Size:
@@ -242,6 +279,8 @@ def _scalar(hint: Any, name: str, value: Any, field: str) -> Any:
         if value not in typing.get_args(hint):
             raise InputError(f"{field}: {value!r}; use {' or '.join(typing.get_args(hint))}")
         return value
+    if name == "type" and value not in models.ARCHITECTURES:
+        raise InputError(f"{field}: {value!r}; use {' or '.join(models.ARCHITECTURES)}")
     if isinstance(value, bool) != (hint is bool) or not isinstance(value, (int, float) if hint is float else hint):
         raise InputError(f"{field}: {value!r} where {WORDS[hint]} is needed")
     if name in _RATIOS and not 0 <= value < 1:

@@ -86,7 +86,8 @@ def make(folder: str, width: int, layers: int) -> str:
     import torch
 
     from zhllama.artifacts.writer import ArtifactWriter
-    from zhllama.weights.meta_format import HEAD, MetaParams, extents, places, shard_name
+    from zhllama.models.architecture import HEAD
+    from zhllama.weights.meta_format import MetaParams, extents, places, shard_name
     from zhllama.weights.torch_zip import PthStream
 
     params = MetaParams(width, layers, width // 128, 1e-6)

@@ -41,7 +41,7 @@ def make(folder: str) -> tuple[str, str]:
     from safetensors.torch import save_file
 
     from zhllama.artifacts.writer import ArtifactWriter
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
     from zhllama.weights.safetensors_io import index_json
 
     base = tokenizer(ROWS)
@@ -63,7 +63,7 @@ def make(folder: str) -> tuple[str, str]:
         save_file(made, source / name, metadata={"format": "pt"})
     place_of = {key: name for name, wanted in files.items() for key in wanted}
     (source / "model.safetensors.index.json").write_bytes(index_json(place_of, 0))
-    for name, content in tokenizer_files(base, 2048).items():
+    for name, content in SentencePieceEncoder(base).files(2048).items():
         (source / name).write_bytes(content)
     out = ArtifactWriter(folder, "convert_weights", "0" * 32)
     add_folder(out, source)

@@ -68,9 +68,9 @@ def differing(folder: str, distinct: bool) -> dict[str, int]:
     from components.export_model.llama_cpp_tools import encode
     from tests.texts import mixed_lines
     from zhllama.tokenizer.prompt import RECIPE
-    from zhllama.tokenizer.vocabulary import Encoder
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
-    encoder = Encoder(_tokenizer(distinct))
+    encoder = SentencePieceEncoder(_tokenizer(distinct))
     Path(folder).mkdir()
     path = Path(folder, "vocabulary.gguf")
     writer = gguf.GGUFWriter(path, "llama")

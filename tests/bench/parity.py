@@ -66,18 +66,17 @@ def compare(scratch: str, scores: Any, pieces: Any) -> list[int]:
     from transformers import AutoTokenizer
 
     from components.extend_tokenizer.pieces import extended, unreachable
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-    from zhllama.tokenizer.vocabulary import Encoder
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
     read = {name: Path(scratch, f"{name}.model").read_bytes() for name in ("base", "bpe", "unigram")}
     chinese = [(name, read[name]) for name in ("bpe", "unigram")]
     made = extended(read["base"], chinese, scores, pieces, pad=True)
     folder = Path(scratch, f"{scores}-{pieces}")
     folder.mkdir()
-    for name, content in tokenizer_files(made.model).items():
+    for name, content in SentencePieceEncoder(made.model).files().items():
         (folder / name).write_bytes(content)
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    before, after = Encoder(read["base"]), Encoder(made.model)
+    before, after = SentencePieceEncoder(read["base"]), SentencePieceEncoder(made.model)
     special = [after.pieces[index] for index in (0, after.bos, after.eos, after.pad or 0)]
     lines = [line for line in mixed_lines(LINES + 100) if not any(text in line for text in special)][:LINES]
     ids = after.encode_batch(lines)
@@ -94,10 +93,10 @@ def fill(scratch: str) -> list[tuple[str, float, float]]:
     from components.extend_tokenizer.pieces import extended
     from components.prepare_dataset.best_fit import BestFit, cut
     from zhllama.data.packed import Segments
-    from zhllama.tokenizer.vocabulary import Encoder
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
     base, chinese = (Path(scratch, f"{name}.model").read_bytes() for name in ("base", "bpe"))
-    encoder = Encoder(extended(base, [("bpe", chinese)], "distinct", "han", pad=True).model)
+    encoder = SentencePieceEncoder(extended(base, [("bpe", chinese)], "distinct", "han", pad=True).model)
     texts = _documents(60_000)
     ids, sizes = encoder.encode_flat(texts, begin=True, end=True)
     segments = Segments(ids, sizes, np.zeros_like(sizes))

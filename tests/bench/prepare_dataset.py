@@ -23,6 +23,8 @@ from tests.texts import chinese_sentences, code_lines, llama_shaped
 BLOCK = 512
 MEGABYTES = 17
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+WAYS = ("tokenizers", "ours", "SentencePiece, ours")
+LANGUAGES = {"zh": "Chinese", "en": "English and code"}
 BARS = "Bars: 5 times the recipe's tokens per second; 2.1 bytes a token; 500 MB, whatever the size of the text."
 
 
@@ -50,7 +52,58 @@ def run(scratch: Path) -> list[Table]:
         ],
         BARS,
     )
-    return [speed, memory]
+    return [speed, memory, byte_level(scratch)]
+
+
+def byte_level(scratch: Path) -> Table:
+    """Encoding alone: no blocks, no disk."""
+    costs = [(name, measured(encode, str(scratch), name, environment=ENVIRONMENT).result) for name in ("zh", "en")]
+    rows = [
+        (LANGUAGES[name], *(f"{found[way]:.2f}" for way in WAYS), f"{found['ours'] / found['tokenizers']:.1f}×")
+        for name, found in costs
+    ]
+    note = "MB of text a second, one processor, batches of 512 documents. `tokenizers`: encode_batch_fast, and its ids."
+    return Table(
+        "prepare_dataset: encoding, byte-level with LLaMA 3's expression", ("text", *WAYS, "ratio"), rows, note
+    )
+
+
+def encode(scratch: str, language: str) -> dict[str, float]:
+    """Byte-level encoding beside `tokenizers`' own, and SentencePiece's way (LLaMA's shape) on the same text."""
+    import json
+
+    from tests.byte_level_bases import llama3_shaped
+    from zhllama.artifacts.open import open_artifact
+    from zhllama.tokenizer.byte_level import ByteLevelEncoder
+    from zhllama.tokenizer.vocabulary import load_encoder
+
+    chinese = Path(scratch, "text", "text.txt").read_text("utf-8").splitlines()
+    code = [line for line in code_lines() if line.strip()]
+    files = llama3_shaped([*chinese[:6000], *code[:30_000]], 12_000)
+    config = {"tokenizer_config.json": json.loads(files["tokenizer_config.json"])}
+    encoder = ByteLevelEncoder.described(files["tokenizer.json"], config, "bench")
+    sentencepiece = load_encoder(open_artifact(f"{scratch}/tokenizer"), "--tokenizer")
+    # once over, the reviews repeat
+    lines = chinese[:16_000] if language == "zh" else code[:90_000]
+    batches = [lines[at : at + 512] for at in range(0, len(lines), 512)]
+    megabytes = sum(len(line.encode()) for line in lines) / 1e6
+    encoder.encode_flat(["x"], begin=True)
+    sentencepiece.encode_flat(["x"], begin=True)
+
+    def rate(encoded: Any) -> float:
+        begin = time.perf_counter()
+        for batch in batches:
+            encoded(batch)
+        return megabytes / (time.perf_counter() - begin)
+
+    def theirs(batch: list[str]) -> Any:
+        return [one.ids for one in encoder._tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+
+    return {
+        "tokenizers": rate(theirs),
+        "ours": rate(lambda batch: encoder.encode_flat(batch, begin=True, end=True)),
+        "SentencePiece, ours": rate(lambda batch: sentencepiece.encode_flat(batch, begin=True, end=True)),
+    }
 
 
 def rate(cost: Cost) -> float:
@@ -72,7 +125,7 @@ def make(scratch: str) -> str:
     """The text, and a tokenizer of LLaMA's shape with Chinese pieces; what the text is."""
     from components.extend_tokenizer.pieces import extended
     from components.train_tokenizer.sentencepiece_trainer import trained
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
     reviews = cached_reviews()
     lines: Iterator[str] = cycle(reviews) if reviews else documents()
@@ -89,7 +142,7 @@ def make(scratch: str) -> str:
     model = extended(base, [("chinese", chinese)], "distinct", "han", pad=True).model
     folder = Path(scratch, "tokenizer")
     folder.mkdir()
-    for name, content in tokenizer_files(model).items():
+    for name, content in SentencePieceEncoder(model).files().items():
         (folder / name).write_bytes(content)
     return "reviews" if reviews else "sentences"
 

@@ -27,11 +27,11 @@ from components.serve.engines import Engine
 from components.serve.gateway import Gateway
 from components.serve.local import listening
 from components.serve.requests import Limits
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from tests.fake_engine import FakeEngine
 
 what, tokenizer, address = sys.argv[1:]
-encoder = Encoder(Path(tokenizer).read_bytes())
+encoder = SentencePieceEncoder(Path(tokenizer).read_bytes())
 if what == "engine":
     with FakeEngine(encoder) as engine:
         engine.pieces = ["好"] * 100

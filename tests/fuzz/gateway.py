@@ -22,7 +22,7 @@ from tests.fake_engine import FakeEngine
 from tests.texts import chinese_sentences, llama_shaped
 from zhllama.stage.child_processes import die_with_parent
 from zhllama.tokenizer.chat import Chat
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
 CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
@@ -45,7 +45,7 @@ class Errors(logging.Handler):
 
 
 def run(tries: int, scratch: Path) -> dict[str, Any]:
-    encoder = Encoder(llama_shaped(islice(chinese_sentences(), 3000), 800))
+    encoder = SentencePieceEncoder(llama_shaped(islice(chinese_sentences(), 3000), 800))
     made = Engine("fake", Path(), [], "/health", takes={**OF_LLAMA_CPP, **OF_VLLM})
     errors = Errors()
     logging.getLogger().addHandler(errors)

@@ -19,7 +19,8 @@ from zhllama.artifacts.manifest import File, Input, Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
+from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.safetensors_io import Checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def held(files: Mapping[str, bytes]) -> Artifact:
 @cache
 def settings_files() -> dict[str, bytes]:
     """Of a LLaMA of one layer: what lies beside its weights."""
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
     from zhllama.tokenizer.sentencepiece_model import BPE, BYTE, CONTROL, UNKNOWN, new_model
 
     pieces: list[dict[str, Any]] = [{"piece": "<unk>", "type": UNKNOWN}]
@@ -74,7 +75,7 @@ def settings_files() -> dict[str, bytes]:
         "hidden_act": "silu", "torch_dtype": "float16", "tie_word_embeddings": False,
     }  # fmt: skip
     return {
-        **tokenizer_files(tokenizer, 64),
+        **SentencePieceEncoder(tokenizer).files(64),
         "config.json": json.dumps(config).encode(),
         "generation_config.json": b'{"eos_token_id": [2], "temperature": 0.5}',
         "added_tokens.json": b"{}",
@@ -87,10 +88,12 @@ def settings_files() -> dict[str, bytes]:
 def tensors() -> dict[str, Any]:
     import torch
 
-    from zhllama.weights.model_config import _shapes, checked_config
+    from zhllama.models import architecture
+    from zhllama.weights.model_config import checked_config
 
     settings = checked_config(json.loads(settings_files()["config.json"]), "here")
-    return {name: torch.ones(shape, dtype=torch.float16) for name, shape in _shapes(settings).items()}
+    places = architecture(settings, "here").places(settings)
+    return {place.hf: torch.ones(place.shape, dtype=torch.float16) for place in places}
 
 
 @cache
@@ -241,7 +244,68 @@ def template(content: bytes, folder: Path) -> None:
     from zhllama.weights.chat_template import default_of, template_in
 
     text = default_of(template_in(held({**model(), "chat_template.jinja": content}), "--model"))
-    Chat(Encoder(model()["tokenizer.model"]), text).ids([{"role": "user", "content": "你好</s>"}])
+    Chat(SentencePieceEncoder(model()["tokenizer.model"]), text).ids([{"role": "user", "content": "你好</s>"}])
+
+
+def gguf_source(content: bytes, folder: Path) -> None:
+    """As fetch_weights and convert_weights read one: header, settings, tokenizer, every tensor's rows."""
+    from zhllama.tokenizer.gguf_tokenizer import ends_of, tokenizer_files_of
+    from zhllama.weights.gguf_config import gguf_places
+    from zhllama.weights.gguf_file import GgufFile
+
+    found = GgufFile(held({"model.gguf": content}), "--weights")
+    load_encoder(held(tokenizer_files_of(found.fields, found.where)), "--weights").encode("我们好吗？ a\n")
+    ends_of(found.fields)
+    for place in gguf_places(found)[1].values():
+        for _ in found.pieces(found.tensors[place.gguf], place.shape[0] // place.heads if place.heads else 1):
+            pass
+
+
+def _gguf_source_seeds() -> list[bytes]:
+    """A model of one layer in several types, with either kind of tokenizer."""
+    from tests.gguf_models import sentencepiece_fields
+    from zhllama.tokenizer.gguf_tokenizer import PRE, byte_level_fields, byte_level_json
+
+    config = {
+        "max_position_embeddings": 64, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-5,
+    }  # fmt: skip
+    pieces = sentencepiece_fields(model()["tokenizer.model"])
+    letters = {letter: index for index, letter in enumerate(dict.fromkeys((*map(chr, range(33, 127)), "ĠĊ")))}
+    fast = byte_level_json(
+        letters | {"ab": len(letters)}, [["a", "b"]], {len(letters) + 1: ("<s>", True)}, PRE["gpt-2"]
+    )
+    bytewise = byte_level_fields(fast, "here") | {"tokenizer.ggml.eos_token_id": len(letters) + 1}
+    return [_small_gguf(config, pieces, "Q4_1"), _small_gguf(config, bytewise, "F16")]
+
+
+def _small_gguf(config: dict[str, Any], tokenizer: dict[str, Any], kind: str) -> bytes:
+    import tempfile
+
+    import torch
+
+    from tests.gguf_models import write_gguf
+    from zhllama.models import ARCHITECTURES
+
+    rows = len(tokenizer["tokenizer.ggml.tokens"])
+    places = ARCHITECTURES["llama"].places(config | {"vocab_size": rows, "head_dim": 16})
+    state = {place.hf: torch.ones(place.shape) for place in places if place.kind != "head"}
+    with tempfile.TemporaryDirectory() as folder:
+        return write_gguf(Path(folder, "model.gguf"), state, config, tokenizer, kind).read_bytes()
+
+
+def tiktoken(content: bytes, folder: Path) -> None:
+    from zhllama.tokenizer.tiktoken_file import tokenizer_files_of
+
+    files = tokenizer_files_of(content, True, "here")
+    load_encoder(held(files), "--weights").encode("我们好吗？ a\n")
+
+
+def _tiktoken_seeds() -> list[bytes]:
+    import base64
+
+    tokens = [*(bytes([value]) for value in range(256)), b"ab", b"abc", "我".encode()]
+    return [b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))]
 
 
 def gguf(content: bytes, folder: Path) -> None:
@@ -291,7 +355,7 @@ def _published() -> Manifest:
     import hashlib
     from dataclasses import replace
 
-    vocabulary = Encoder(model()["tokenizer.model"]).vocabulary(padding_multiple=8)
+    vocabulary = SentencePieceEncoder(model()["tokenizer.model"]).vocabulary(padding_multiple=8)
     content = model()["config.json"]
     files = (File("config.json", len(content), hashlib.sha256(content).hexdigest()),)
     made = Manifest(
@@ -387,7 +451,12 @@ def corpus(name: str) -> Callable[[bytes, Path], object]:
     return read
 
 
-_ITEMS = [{"instruction": "说", "input": "", "output": "好"}, {"instruction": "x", "output": "\ud83e\udd17"}]
+_ITEMS = [
+    {"instruction": "说", "input": "", "output": "好"},
+    {"instruction": "x", "output": "\ud83e\udd17", "system": "s", "history": [["a", "b"]]},
+    {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+    {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
+]
 
 
 def _lines(values: Iterable[Any]) -> bytes:
@@ -422,12 +491,14 @@ def _packed() -> tuple[Manifest, dict[str, bytes]]:
     from zhllama.artifacts.writer import ArtifactWriter
     from zhllama.data.packed import KIND, TRAIN, Blocks, PackedWriter, Segments, packed_facts
 
-    encoder = Encoder(model()["tokenizer.model"])
+    encoder = SentencePieceEncoder(model()["tokenizer.model"])
     ids, lengths = np.arange(9), np.array([3, 2, 4])
     with tempfile.TemporaryDirectory() as folder:
         out = ArtifactWriter(folder, "prepare_dataset", "key")
         with PackedWriter(out, TRAIN, 8, encoder.size, 0) as train:
-            train.write_blocks(Blocks(Segments(ids, lengths, np.array([1, 0, 2])), np.array([2, 1])))
+            # of which the last is a conversation of two turns
+            marks = np.array([0, 1, 1, 1, 1, 0, 1, 0, 1], np.uint8)
+            train.write_blocks(Blocks(Segments(ids, lengths, np.array([1, 0, 1]), marks), np.array([2, 1])))
         out.vocabulary = encoder.vocabulary()
         out.facts = packed_facts(8, encoder.size, 0, [train])
         made = open_artifact(out.publish(KIND).reference)
@@ -701,6 +772,8 @@ TARGETS: dict[str, Target] = {
     "model_card": Target(settings("README.md"), _of_model("README.md")),
     "template": Target(template, lambda: [json.loads(model()["tokenizer_config.json"])["chat_template"].encode()]),
     "gguf": Target(gguf, _gguf_seed),
+    "gguf_source": Target(gguf_source, _gguf_source_seeds),
+    "tiktoken": Target(tiktoken, _tiktoken_seeds),
     "instructions": Target(
         instructions("items.json"),
         lambda: [json.dumps(_ITEMS).encode(), json.dumps({"train": _ITEMS}).encode(), _lines(_ITEMS)],

@@ -141,6 +141,26 @@ def test_what_set_says_of_the_start_stands_over_a_teams_file(team):
     assert "chinese_tokenizer" not in parameters(told)
 
 
+def test_a_vocabulary_that_is_kept_has_no_stage_1_unless_it_is_asked_for():
+    told = configure("7b", {"weights": "s3://w", "tokenizer": "keep"})
+    assert (told.shape.extends, told.shape.stage1, told.shape.stage2) == (False, False, True)
+    assert told["lora_freeze_embeddings"] is True
+    asked = {"run_stage1": "true", "lora_freeze_embeddings": "false"}
+    told = configure("7b", {"weights": "s3://w", "tokenizer": "keep", **asked})
+    assert (told.shape.stage1, told["lora_freeze_embeddings"]) == (True, False)
+    # its vocabulary was extended before
+    assert configure("qwen3-8b", {"extended_model": "s3://e"}).shape.stage1
+
+
+def test_what_a_size_does_with_its_vocabulary_is_its_default():
+    assert not configure("llama3.1-8b", {"weights": "s3://w"}).shape.extends
+    told = configure("llama3.1-8b", {"weights": "s3://w", "tokenizer": "continue", "vocab_size": "9000"})
+    assert (told.shape.extends, told.shape.stage1, told["vocab_size"]) == (True, True, 9000)
+    assert configure("llama3.1-8b", {"weights": "s3://w", "chinese_tokenizer": "s3://c"}).shape.tokenizer == "given"
+    with pytest.raises(InputError, match=r"--set vocab_size: llama3\.1-8b keeps its vocabulary .*tokenizer=continue"):
+        configure("llama3.1-8b", {"weights": "s3://w", "vocab_size": "9000"})
+
+
 def test_an_adapter_to_go_on_from_leaves_stage_1_out():
     told = configure("7b", {"extended_model": "s3://e", "lora_adapter": "s3://a"})
     assert (told.shape.stage1, told.shape.stage2) == (False, True)
@@ -186,6 +206,8 @@ def test_the_instructions_are_where_the_words_or_the_addresses_say():
         ({"start": "adapters", "run_sft": "true"}, r"--set run_sft=true: .*start=adapters"),
         ({"adapters": "s3://a", "run_pretraining": "true"}, r"--set run_pretraining=true: .*adapters"),
         ({"start": "adapters", "instructions": "import"}, r"--set instructions=import: .*start=adapters"),
+        ({"tokenizer": "keep", "chinese_tokenizer": "s3://c"}, r"tokenizer=keep: chinese_tokenizer is given"),
+        ({"tokenizer": "keep", "vocab_size": "9000"}, r"--set vocab_size: .*tokenizer=keep"),
         ({"tokenizer": "given", "vocab_size": "9000"}, r"--set vocab_size: .*tokenizer=given"),
         ({"chinese_tokenizer": "s3://c", "vocab_size": "9000"}, r"--set vocab_size: .*chinese_tokenizer"),
         ({"instructions": "s3://i", "generate_model": "x"}, r"--set generate_model: .*instructions"),

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipelines import sizes
+from pipelines.planner.memory import Setting
 from zhllama.errors import InputError
 
 
@@ -16,8 +19,42 @@ def test_every_size_loads_and_its_stages_agree_on_the_block(name):
     assert {size.training(stage).processes_per_node > 0 for stage in sizes.STAGES} == {True}
 
 
-def test_the_names_are_in_order_of_size():
-    assert sizes.names() == ["tiny", "7b", "13b", "33b", "65b"]
+def test_the_recipes_names_are_in_order_of_size_and_come_first():
+    assert sizes.names()[:5] == ["tiny", "7b", "13b", "33b", "65b"]
+    assert set(sizes.names()[5:]) == TODAY.keys()
+
+
+TODAY = {
+    "llama3.1-8b": 8_030_261_248,
+    "llama3.2-1b": 1_235_814_400,
+    "mistral-7b": 7_248_023_552,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-8b": 8_190_735_360,
+    "smollm2-135m": 134_515_008,
+}
+"""Bases of today → the parameters that their makers publish."""
+
+
+@pytest.mark.parametrize("name", sizes.names())
+def test_a_size_has_as_many_parameters_as_transformers_class_of_its_shape(name):
+    shape = sizes.load(name).model
+    given = {field: value for field, value in shape.config().items() if value is not None}
+    config = AutoConfig.for_model(given.pop("model_type"), **given)
+    with torch.device("meta"):
+        counted = AutoModelForCausalLM.from_config(config).num_parameters()
+    planned = Setting(model=shape, pieces=shape.rows, trains="", batch=1, block=1).base_parameters
+    assert planned == counted == TODAY.get(name, counted)
+
+
+def test_llama_3_and_qwen_keep_their_vocabularies_and_the_others_are_extended():
+    kept = {name for name in sizes.names() if sizes.load(name).tokenizer == "keep"}
+    assert kept == {"llama3.1-8b", "llama3.2-1b", "qwen2.5-7b", "qwen3-8b"}
+    assert sizes.load("smollm2-135m").tokenizer == "continue"
+
+
+@pytest.mark.parametrize(("name", "served"), [("7b", "llama-7b"), ("qwen2.5-7b", "qwen2-5-7b")])
+def test_a_size_is_served_under_a_name_that_kubernetes_takes(name, served):
+    assert sizes.load(name).served_as == served
 
 
 @pytest.mark.parametrize("name", ["7b", "13b", "33b", "65b"])
@@ -62,7 +99,8 @@ def test_the_trainings_of_a_size_run_on_the_same_machines(name):
 
 @pytest.mark.parametrize("name", sizes.names())
 def test_an_evaluation_has_the_room_for_the_models_that_it_compares(name):
-    parameters = {"tiny": 0.01, "7b": 6.9, "13b": 13.3, "33b": 33, "65b": 66}[name]
+    recipe = {"tiny": 0.01, "7b": 6.9, "13b": 13.3, "33b": 33, "65b": 66}
+    parameters = recipe.get(name) or TODAY[name] / 1e9
     work = sizes.load(name).work.evaluation
     disk, memory = (float(text.removesuffix("Gi")) * 2**30 for text in (work.ephemeral_storage, work.memory))
     assert disk > 4 * 2e9 * parameters

@@ -34,7 +34,7 @@ from tests.fake_engine import FakeEngine
 from tests.fuzz.gateway import Errors
 from tests.texts import chinese_sentences, llama_shaped
 from zhllama.tokenizer.chat import Chat
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
 CHAT = "/v1/chat/completions"
 CLIENTS = 16
@@ -44,7 +44,7 @@ GROWTH = 40 * 2**20
 
 def run(seeds: range, scratch: Path) -> dict[str, Any]:
     seconds = float(os.environ.get("SOAK_SECONDS", "600"))
-    encoder = Encoder(llama_shaped(islice(chinese_sentences(), 3000), 800))
+    encoder = SentencePieceEncoder(llama_shaped(islice(chinese_sentences(), 3000), 800))
     made = Engine("fake", Path(), [], "/health")
     errors = Errors()
     logging.getLogger().addHandler(errors)

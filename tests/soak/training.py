@@ -32,8 +32,8 @@ from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import KIND, TRAIN, VALIDATION, PackedWriter, packed_facts
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import parse_model
-from zhllama.tokenizer.vocabulary import Encoder
 
 STEPS = 30
 BLOCK = 64
@@ -90,7 +90,7 @@ def material(store: str, hidden: int = 64, layers: int = 2, pieces: int = 400, h
         proto.pieces.add(piece=f"▁{number:06d}", score=-1e6)
     proto.trainer_spec.vocab_size = len(proto.pieces)
     tokenizer = proto.SerializeToString()
-    encoder = Encoder(tokenizer)
+    encoder = SentencePieceEncoder(tokenizer)
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=encoder.size,

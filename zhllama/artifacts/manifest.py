@@ -31,7 +31,7 @@ LAUNCHER = "launch_training"
 _PLACES = ("base_model_name_or_path", "revision")
 _LOOKED_AT = 100
 """Files that are looked for beside a manifest, each a request, to tell an artifact from a copy of its manifest."""
-_MEASURED = ("summary", "proof", "verified")
+_MEASURED = ("summary", "proof", "verified", "measured")
 """Facts that say what was measured, or by whose word: of provenance.json."""
 _WRONG = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 

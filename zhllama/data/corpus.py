@@ -5,7 +5,9 @@ of them), streamed, UTF-8 checked. A dataset of the Hugging Face Hub is read as 
 (hub_dataset.py). Of a packed dataset the held-out documents are read, so that its reference is a text to evaluate on.
 """
 
-from collections.abc import Iterator
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
@@ -144,3 +146,31 @@ def _column(values: Iterator[tuple[str, Any]], column: str, file: str, skipped: 
             yield Documents(texts, file)
             texts, characters = [], 0
     yield Documents(texts, file)
+
+
+def content_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def choose_texts(texts: Iterable[str], max_bytes: int) -> list[str]:
+    """Distinct texts in order of their hash, `max_bytes` of UTF-8 in all; the last one is cut between characters."""
+    kept: list[tuple[int, str]] = []  # a heap with the greatest hash on top: (−hash, text)
+    have: set[int] = set()
+    size = 0
+    for text in texts:
+        rank = int(content_hash(text), 16)
+        if rank in have or (size >= max_bytes and rank > -kept[0][0]):
+            continue
+        heapq.heappush(kept, (-rank, text))
+        have.add(rank)
+        size += len(text.encode())
+        while size - len(kept[0][1].encode()) >= max_bytes:
+            greatest, dropped = heapq.heappop(kept)
+            have.remove(-greatest)
+            size -= len(dropped.encode())
+    chosen = [text for _, text in sorted(kept, reverse=True)]
+    if size > max_bytes:
+        # the last one is longer than what there is room for: cut at a character
+        room = len(chosen[-1].encode()) - (size - max_bytes)
+        chosen[-1] = chosen[-1].encode()[:room].decode(errors="ignore")
+    return [text for text in chosen if text]

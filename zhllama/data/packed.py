@@ -9,9 +9,11 @@ decoded. A shard is at most 1 GB and is three files, little-endian:
     train-00000.segments.bin   of each segment, where it ends in its block, and, where there are prompts, from where it
                                is learned: (end) or (loss_start, end), u16, or u32 for longer blocks
 
-A segment is a document or a piece of one; it begins where the one before it ends. Attention and positions need not
-cross its borders. Its tokens from `loss_start` to `end` are predicted; the first one never is, since nothing of its
-document stands before it. What follows the last segment of a block is padding. For reviews of 51 tokens on average
+A segment is a document or a piece of one, or a turn of a conversation (a question with its answer); it begins where the
+one before it ends. Attention and positions need not cross the borders of documents: a turn that goes on from the one
+before it has its two places swapped, (end, loss_start), which nothing else can be, so that what holds no such turn is
+the same as ever. Its tokens from `loss_start` to `end` are predicted; a document's first one never is, since nothing of
+it stands before it. What follows the last segment of a block is padding. For reviews of 51 tokens on average
 that is 2.04 bytes a token. Splits: `train`, and `validation` unless nothing was held out.
 """
 
@@ -19,14 +21,13 @@ import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any
 
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
+from zhllama.data.segments import Blocks, Segments
 from zhllama.errors import InputError
-from zhllama.tokenizer.spans import spans
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,60 +42,11 @@ HELD_OUT_INSTRUCTIONS = "held-out.json"
 """The validation documents as they were, for `evaluate`: `{"text"}` lines, or an Alpaca list."""
 IGNORED = -100
 """The label of a token that is not predicted, torch's convention."""
+TURNS = 3
+"""As `columns` of a split: two, and turns that go on."""
 MAX_SHARD = 10**9
 _AT_ONCE = 2**20
 """Bytes of blocks that are laid out together."""
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Many segments (documents, or pieces of them) in three arrays: a tenth of the work on one after another."""
-
-    ids: "np.ndarray"
-    """[tokens]: the ids of all, one segment after another."""
-    lengths: "np.ndarray"
-    """int64 [segments]: how many ids each has."""
-    prompts: "np.ndarray"
-    """int64 [segments]: how many of these are prompt."""
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """The segments of all parts, at least one, in order."""
-        import numpy as np
-
-        if len(parts) == 1:
-            return parts[0]
-        return cls(*(np.concatenate([getattr(part, of) for part in parts]) for of in ("ids", "lengths", "prompts")))
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def part(self, begin: int, end: int) -> Self:
-        """The segments from `begin` to `end`, as views."""
-        lengths = self.lengths[begin:end]
-        first = int(self.lengths[:begin].sum())
-        return type(self)(self.ids[first : first + int(lengths.sum())], lengths, self.prompts[begin:end])
-
-    def where(self, kept: "np.ndarray") -> Self:
-        """The segments for which `kept` is true."""
-        import numpy as np
-
-        # ids by a mask: by places, as `take` has them, many short segments cost up to 16 times as much
-        return type(self)(self.ids[np.repeat(kept, self.lengths)], self.lengths[kept], self.prompts[kept])
-
-    def take(self, chosen: "np.ndarray") -> Self:
-        """The segments of these numbers, in this order."""
-        lengths = self.lengths[chosen]
-        starts = self.lengths.cumsum() - self.lengths
-        return type(self)(self.ids[spans(starts[chosen], lengths)], lengths, self.prompts[chosen])
-
-
-class Blocks(NamedTuple):
-    """Blocks one after another: the first holds the first `counts[0]` of the segments, and so on."""
-
-    segments: Segments
-    counts: "np.ndarray"
-    """int64 [blocks]: how many segments each has."""
 
 
 def token_type(vocabulary_size: int) -> str:
@@ -126,9 +78,9 @@ class PackedWriter(ExitStack):
         self._per_shard = max(1, MAX_SHARD // block_bytes)
         self._at_once = max(1, _AT_ONCE // block_bytes)
         self._streams: list[FileStream] = []  # of the shard in the making, closed by the stack: ids, offsets, segments
-        self._segments_before = 0  # segments of the shard that are written already
+        self._rows_before = 0  # of the shard's segments.bin, written already
         self.shards: list[int] = []  # blocks in each
-        self.segments = self.tokens = self.loss_tokens = 0
+        self.segments = self.turns = self.tokens = self.loss_tokens = 0
 
     @property
     def blocks(self) -> int:
@@ -145,7 +97,8 @@ class PackedWriter(ExitStack):
             "shards": self.shards,
             "blocks": self.blocks,
             "segments": self.segments,
-            "columns": self._columns,
+            # releases that know no turns refuse a third kind before a training starts
+            **({"columns": TURNS, "turns": self.turns} if self.turns else {"columns": self._columns}),
             "tokens": self.tokens,
             "learned": self.loss_tokens,
             "fill": self.packing_efficiency,
@@ -162,7 +115,7 @@ class PackedWriter(ExitStack):
                     self._streams.append(self.enter_context(self._out.writer(f"{name}.{kind}")))
                 self._streams[1].write(bytes(4))
                 self.shards.append(0)
-                self._segments_before = 0
+                self._rows_before = 0
             end = begin + min(self._at_once, self._per_shard - self.shards[-1], len(counts) - begin)
             last = first + int(counts[begin:end].sum())
             self._write(segments.part(first, last), counts[begin:end])
@@ -182,26 +135,32 @@ class PackedWriter(ExitStack):
         used = np.diff(ends[last_ones], prepend=0)
         if segments.lengths.min() < 1 or used.max() > self._block_size:
             raise ValueError(f"an empty segment, or segments of {used.max()} tokens in a block of {self._block_size}")
-        prompts = np.minimum(segments.prompts, segments.lengths)
-        if self._columns == 1 and prompts.max() > 1:
-            raise ValueError(f"a prompt of {prompts.max()} tokens in a split that was to have none")
+        starts, stops, owners = segments.runs()
+        goes_on = np.diff(owners, prepend=-1) == 0
+        if self._columns == 1 and (longest := min(segments.prompts.max(), segments.lengths.max())) > 1:
+            raise ValueError(f"a prompt of {longest} tokens in a split that was to have none")
 
         blocks = np.full((len(counts), self._block_size), self._pad_id, self._type)
         blocks[np.arange(self._block_size) < used[:, None]] = segments.ids
-        ends -= np.repeat(ends[last_ones] - used, counts)
-        # a segment's first token is never predicted
-        loss_start = ends - segments.lengths + np.maximum(prompts, 1)
-        places = np.stack([loss_start, ends], axis=1) if self._columns == 2 else ends
+        # of each run, where its block begins among all ids
+        block_of = np.repeat(np.arange(len(counts)), counts)[owners]
+        before = (ends[last_ones] - used)[block_of]
+        loss_start, stops = starts - before, stops - before
+        places = np.stack([loss_start, stops], axis=1) if self._columns == 2 else stops
+        if goes_on.any():
+            places[goes_on] = places[goes_on, ::-1]
+        last_rows = np.bincount(block_of, minlength=len(counts)).cumsum()
         ids, offsets, marks = self._streams
         ids.write(blocks.tobytes())
-        offsets.write((self._segments_before + last_ones + 1).astype("<u4").tobytes())
+        offsets.write((self._rows_before + last_rows).astype("<u4").tobytes())
         marks.write(places.astype(place_type(self._block_size)).tobytes())
 
-        self._segments_before += len(segments)
+        self._rows_before += len(owners)
         self.shards[-1] += len(counts)
         self.segments += len(segments)
+        self.turns += int(goes_on.sum())
         self.tokens += int(used.sum())
-        self.loss_tokens += int((ends - loss_start).sum())
+        self.loss_tokens += int((stops - loss_start).sum())
 
 
 def packed_facts(block_size: int, vocabulary_size: int, pad_id: int, splits: Sequence[PackedWriter]) -> dict[str, Any]:
@@ -220,7 +179,7 @@ def _wrong_facts(facts: Mapping[str, Any], split: Any) -> str:
     good = {
         "block_size": type(facts.get("block_size")) is int and 0 < facts["block_size"] < 2**31,
         "token_type": facts.get("token_type") in ("<u2", "<u4"),
-        "columns": isinstance(split, dict) and type(split.get("columns")) is int and split["columns"] in (1, 2),
+        "columns": isinstance(split, dict) and type(split.get("columns")) is int and split["columns"] in (1, 2, TURNS),
         "shards": isinstance(shards, list) and shards != [] and all(type(one) is int and one > 0 for one in shards),
     }
     return " and ".join(name for name, one in good.items() if not one)
@@ -254,7 +213,8 @@ class PackedDataset:
         if wrong := _wrong_facts(facts, self.facts):
             raise self._damaged(f"its manifest's {wrong}")
         self.block_size: int = facts["block_size"]
-        self._columns: int = self.facts["columns"]
+        self._turns = self.facts["columns"] == TURNS
+        self._columns: int = 2 if self._turns else self.facts["columns"]
         self._token_type: str = facts["token_type"]
         self._ends = list(itertools.accumulate(self.facts["shards"]))
         vocabulary = artifact.manifest.vocabulary
@@ -311,6 +271,10 @@ class PackedDataset:
 
     def segments(self, index: int) -> "np.ndarray":
         """The places of a block's segments: int64 [segments, 3], columns start, loss_start, end."""
+        return self.turns(index)[0]
+
+    def turns(self, index: int) -> tuple["np.ndarray", "np.ndarray"]:
+        """As `segments`, and of each, bool [segments], whether it goes on from the one before it."""
         import numpy as np
 
         name, at = self._locate(index)
@@ -320,14 +284,16 @@ class PackedDataset:
         kind, first, last = place_type(self.block_size), self._columns * begin, self._columns * end
         places = self._numbers(f"{name}.segments.bin", kind, first, last)
         rows = places.astype("int64").reshape(-1, self._columns)
+        goes_on = rows[:, 0] > rows[:, -1] if self._turns else np.zeros(len(rows), bool)
+        rows[goes_on] = rows[goes_on, ::-1]
         ends = rows[:, -1]
         found = np.zeros((len(rows), 3), np.int64)
         found[1:, 0] = ends[:-1]
         found[:, 1] = rows[:, 0] if self._columns == 2 else found[:, 0] + 1
         found[:, 2] = ends
-        if (np.diff(found, axis=1) < (1, 0)).any() or ends[-1] > self.block_size:
+        if (np.diff(found, axis=1) < (1, 0)).any() or ends[-1] > self.block_size or goes_on[0]:
             raise self._damaged(f"block {index} of {self.split}: its segments do not follow one another")
-        return found
+        return found, goes_on
 
     def __getitem__(self, index: int) -> dict[str, "np.ndarray"]:
         import numpy as np
@@ -337,9 +303,11 @@ class PackedDataset:
         input_ids = self.tokens(index).astype(np.int64)
         labels = np.full(self.block_size, IGNORED, np.int64)
         position_ids = np.arange(self.block_size, dtype=np.int64)
-        end = 0
-        for start, loss_start, end in self.segments(index).tolist():
+        begin = end = 0
+        segments, goes_on = self.turns(index)
+        for (start, loss_start, end), further in zip(segments.tolist(), goes_on.tolist(), strict=True):
             labels[loss_start:end] = input_ids[loss_start:end]
-            position_ids[start:end] -= start
+            begin = begin if further else start
+            position_ids[start:end] -= begin
         position_ids[end:] -= end
         return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}

@@ -33,7 +33,9 @@ class Shown:
     begins: bool
     """Whether it begins here; else it is the later part of a document that was cut."""
     ends: bool
-    """Whether it ends here, with EOS."""
+    """Whether it, or an answer in it, ends here, with EOS or the template's end of an answer."""
+    goes_on: bool = False
+    """Whether it is the next turn of the conversation before it."""
 
 
 def sampled_blocks(dataset: PackedDataset, count: int) -> list[int]:
@@ -44,13 +46,20 @@ def sampled_blocks(dataset: PackedDataset, count: int) -> list[int]:
 def shown_block(dataset: PackedDataset, index: int, encoder: Encoder) -> list[Shown]:
     """The documents of a block, in order."""
     ids, found = dataset.tokens(index).tolist(), []
-    for start, learned_from, end in dataset.segments(index).tolist():
-        begins, ends = ids[start] == encoder.bos, ids[end - 1] == encoder.eos
-        body, prompt = ids[start + begins : end - ends], learned_from - start - begins
+    segments, further = dataset.turns(index)
+    special = {encoder.eos, *encoder.special.values()}
+    for (start, learned_from, end), goes_on in zip(segments.tolist(), further.tolist(), strict=True):
+        # without BOS nothing tells whether a document begins here
+        begins = not goes_on and (encoder.bos is None or ids[start] == encoder.bos)
+        ends = ids[end - 1] in special
+        first = start + len(encoder.begin) * begins
+        body, prompt = ids[first : end - ends], learned_from - first
+        if encoder.bos is None and begins and prompt == 1:  # the first id, which nothing foretells, is no prompt
+            prompt = 0
         masked, whole = encoder.decode(body[:prompt]), encoder.decode(body)
         # a part decoded alone loses the space it begins with, so the rest is taken from the whole
         learned = whole[len(masked) :] if whole.startswith(masked) else encoder.decode(body[prompt:])
-        found.append(Shown(start, learned_from, end, masked, learned, begins, ends))
+        found.append(Shown(start, learned_from, end, masked, learned, begins, ends, goes_on))
     return found
 
 
@@ -62,12 +71,13 @@ def view(artifact: Artifact, count: int, split: str = TRAIN) -> "RenderableType"
     from rich.text import Text
 
     dataset, encoder = _opened(artifact, split)
-    special = "bold cyan"
+    special, beginning = "bold cyan", "".join(encoder.pieces[at] for at in encoder.begin)
     tables: list[RenderableType] = []
     for index in sampled_blocks(dataset, count):
         found = shown_block(dataset, index, encoder)
-        filled = found[-1].end
-        title = f"{split} block {index:,} of {len(dataset):,}: {len(found)} documents, {filled} tokens"
+        filled, ids = found[-1].end, dataset.tokens(index).tolist()
+        documents = sum(not one.goes_on for one in found)
+        title = f"{split} block {index:,} of {len(dataset):,}: {documents} documents, {filled} tokens"
         if filled < dataset.block_size:
             title += f", {dataset.block_size - filled} places of padding"
         table = Table(box=MINIMAL, show_lines=True, header_style="dim", padding=(0, 1))
@@ -76,11 +86,11 @@ def view(artifact: Artifact, count: int, split: str = TRAIN) -> "RenderableType"
         table.add_column("document", overflow="fold")
         for one in found:
             text = Text.assemble(
-                (encoder.pieces[encoder.bos] if one.begins else "⋯", special),
+                (beginning if one.begins else "" if one.goes_on else "⋯", special),
                 (f"⟦{one.masked}⟧" if one.masked else "", "dim"),
-                (one.learned, "green" if one.masked and one.begins else ""),
+                (one.learned, "green" if one.masked and (one.begins or one.goes_on) else ""),
                 # after a thin space, where a line may be broken, so that the name stays whole
-                (f"\u2009{encoder.pieces[encoder.eos]}" if one.ends else "⋯", special),
+                (f"\u2009{encoder.pieces[ids[one.end - 1]]}" if one.ends else "⋯", special),
             )
             table.add_row(f"{one.start}–{one.end - 1}", str(one.end - one.learned_from), text)
         tables += [Text(f"\n{title}", "bold"), table]

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.models.architecture import EMBEDDING
+from zhllama.models.rope import Rope
 from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import RECIPE
@@ -25,7 +27,6 @@ from zhllama.weights.fit import require_rows, rows_fit
 from zhllama.weights.merge_plan import nothing_changed, plan_merge
 from zhllama.weights.model_config import model_config
 from zhllama.weights.model_folder import lay_out
-from zhllama.weights.rope import Rope
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.settings import ids_of
 from zhllama.weights.ties import is_tied
@@ -59,7 +60,7 @@ class LoadedModel:
     @property
     def stops(self) -> tuple[int, ...]:
         """The ids that end an answer."""
-        return (self.encoder.eos, *self.further)
+        return tuple(dict.fromkeys((self.encoder.eos, *self.further, self.chat.end)))
 
     @property
     def padding(self) -> int:
@@ -67,8 +68,8 @@ class LoadedModel:
         return self.encoder.eos if self.encoder.pad is None else self.encoder.pad
 
     def prompt_ids(self, text: str) -> list[int]:
-        """BOS and the ids of a prompt, as training gives them."""
-        return [self.encoder.bos, *self.encoder.encode(text)]
+        """BOS and the ids of a prompt, as training gives them; of an empty one what any text may follow."""
+        return [*self.encoder.begin, *self.encoder.encode(text)] or self.encoder.context
 
 
 def load_model(
@@ -180,7 +181,7 @@ def check_model(artifact: Artifact, option: str) -> tuple[Encoder, Vocabulary]:
     missing or damaged, the embedding's rows are not the tokenizer's pieces, or config.json not of these tensors."""
     encoder, vocabulary = open_encoder(artifact, option)
     checkpoint = Checkpoint(artifact, option)
-    rows = checkpoint.info("model.embed_tokens.weight").shape[0]
+    rows = checkpoint.info(EMBEDDING).shape[0]
     fit = rows_fit(encoder.size, rows, artifact.manifest.vocabulary)
     require_rows(encoder.size, rows, f"{option} {artifact.root}", "the embedding", fit)
     model_config(checkpoint)

@@ -19,10 +19,12 @@ from zhllama.errors import InputError
 Config = TypeVar("Config")
 Value = TypeVar("Value")
 REF, SEVERAL = "reference", "several"
-_WEIGHTED, _NOT_KEYED = "weighted", "not keyed"
+_WEIGHTED, _NOT_KEYED, _LATER = "weighted", "not keyed", "later"
 
 NotKeyed = Annotated[Value, _NOT_KEYED]
 """A field that does not change the result (`workers: NotKeyed[int] = 2`): it is left out of the key."""
+Later = Annotated[Value, _LATER]
+"""A field of a later release: at its default it is left out of the key, so that what was published before is found."""
 Ref = Annotated[str, REF]
 """A field that holds one reference ("" when absent). Its digest, not its address, is part of the input key."""
 Refs = Annotated[str, REF, SEVERAL]
@@ -112,10 +114,14 @@ def references_of(config: Any) -> dict[str, list[str]]:
 def configuration_of(config: Any) -> dict[str, Any]:
     """The options that change the result, as JSON values: no plumbing, no addresses of inputs."""
     chosen: dict[str, Any] = {}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, marks in marks_of(type(config)).items():
         if name in PLUMBING or _NOT_KEYED in marks:
             continue
         chosen[name] = getattr(config, name)
+        if _LATER in marks and chosen[name] == defaults[name]:
+            del chosen[name]
+            continue
         if REF in marks:
             # the weights and the order of several inputs count; their addresses do not
             weights = [weight for _, weight in weighted_references(chosen.pop(name))]

@@ -1,7 +1,7 @@
 """The ids of a conversation as a model's own chat template has it, and of text as serving engines read it.
 
 A conversation is rendered as transformers does it and cut at the special pieces that stand in the text; what lies
-between two is encoded by SentencePiece on its own. Engines read a special token in what a user says as that token;
+between two is encoded on its own. Engines read a special token in what a user says as that token;
 training, generate and evaluate (`trained`) read it as text. A template of somebody else's is rendered in a process of
 its own (zhllama/tokenizer/rendering.py).
 """
@@ -13,16 +13,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
-from itertools import groupby, islice
+from functools import cache, cached_property
+from itertools import islice
 
 from zhllama.errors import InputError
 from zhllama.tokenizer import rendering
+from zhllama.tokenizer.encoder import Encoder
 from zhllama.tokenizer.prompt import AS_IS, BY_TEMPLATE, RECIPE
-from zhllama.tokenizer.sentencepiece_model import BYTE, CONTROL, UNKNOWN, parse_model
-from zhllama.tokenizer.vocabulary import Encoder
 
 Message = Mapping[str, str]
 """{"role", "content"}."""
@@ -35,6 +34,10 @@ def asked(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
+def _conversation(question: str | Sequence[Message]) -> Sequence[Message]:
+    return asked(question) if isinstance(question, str) else question
+
+
 class Chat:
     """Conversations → ids, by a template; and text → ids → text, as engines have them."""
 
@@ -45,40 +48,62 @@ class Chat:
         self._apart = self._prompt is RECIPE or template == AS_IS
         """Whether training encodes answers on their own."""
 
-    def ids(self, messages: Sequence[Message], trained: bool = False) -> list[int]:
-        """Ending where an answer has to begin. InputError for a conversation that the template refuses. `trained`: as
-        training has them."""
-        ids: list[int] = []
-        for part in self._parts(messages, trained):
-            ids += [part] if isinstance(part, int) else self.encoder.encode(part)
-        return ids
+    def ids(self, question: str | Sequence[Message], trained: bool = False) -> list[int]:
+        """Of a question, or of a conversation, ending where an answer has to begin. InputError for what the template
+        refuses. `trained`: as training has them."""
+        return self._encoded(self._parts(_conversation(question), trained), self.encoder.encode)
 
-    def answered(self, text: str, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """The ids of a question, and of each answer to it with what ends it, as training has them."""
-        parts = self._parts(asked(text), trained=True)
+    def answered(self, question: str | Sequence[Message], answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """The ids of a question, or of a conversation that waits for an answer, and of each answer to it with what ends
+        it, as training has them."""
+        return self._answered(_conversation(question), answers, self.encoder.encode)
+
+    def turns(self, messages: Sequence[Message]) -> Iterator[tuple[list[int], list[int]]]:
+        """Of each answer in a conversation, in order: the ids of all that stands before it, as the model is asked for
+        it, and its own with what ends it."""
+        # what was said before is encoded once, not with each turn
+        encode = cache(self.encoder.encode)
+        for at, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before, (said,) = self._answered(messages[:at], [message["content"]], encode)
+                yield before, said
+
+    def _answered(
+        self, messages: Sequence[Message], answers: Sequence[str], encode: Callable[[str], list[int]]
+    ) -> tuple[list[int], list[list[int]]]:
+        parts = self._parts(messages, trained=True)
         before = "" if self._apart or isinstance(parts[-1], int) else parts[-1]
-        head = self.encoder.encode(before)
+        head = encode(before)
+        gap, end = self._around
         found = []
         for answer in answers:
-            whole = self.encoder.encode(before + answer)
+            whole = encode(before + gap + answer)
             # otherwise a piece spans the two, and what is asked would not be what was learned
-            whole = whole[len(head) :] if whole[: len(head)] == head else self.encoder.encode(answer)
-            found.append([*whole, self._end])
-        return self.ids(asked(text), trained=True), found
+            whole = whole[len(head) :] if whole[: len(head)] == head else encode(gap + answer)
+            found.append([*whole, end])
+        return self._encoded(parts, encode), found
+
+    def _encoded(self, parts: Sequence[int | str], encode: Callable[[str], list[int]]) -> list[int]:
+        ids: list[int] = []
+        for part in parts:
+            ids += [part] if isinstance(part, int) else encode(part)
+        return ids
 
     def text(self, messages: Sequence[Message]) -> str:
         """The conversation as the template writes it, BOS and EOS among it. InputError as of `ids`."""
         try:
             ours = self._prompt is not None or self._template == AS_IS
-            if text := (rendering.render if ours else _renderer)(self._template, messages, self._names):
+            if text := (rendering.render if ours else _renderer)(self._template, messages, self._names(ours)):
                 return text
             raise ValueError("it writes nothing")
         except ValueError as error:
             raise InputError(f"the model's chat template refuses this conversation: {error}") from error
 
-    def read(self, text: str) -> str:
-        """What a model reads that is asked `text`, but for BOS."""
-        return self.text(asked(text)).removeprefix(self._names["bos_token"])
+    def read(self, question: str | Sequence[Message]) -> str:
+        """What a model reads that is asked this, but for BOS."""
+        return self.text(_conversation(question)).removeprefix(
+            "".join(self.encoder.pieces[index] for index in self.encoder.begin)
+        )
 
     def fitting(self, messages: Sequence[Message], positions: int, room: int) -> list[Message]:
         """The newest messages that leave `room` for an answer, but never more than half of the positions; a question
@@ -90,43 +115,37 @@ class Chat:
             kept = kept[2:]
         return kept
 
+    @property
+    def end(self) -> int:
+        """What ends an answer."""
+        return self._around[1]
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text as engines read it: a special token in it is that token."""
         ids: list[int] = []
         for part in self._cut.split(text):
-            special = self._special.get(part)
+            special = self.encoder.special.get(part)
             ids += self.encoder.encode(part) if special is None else [special]
         return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of ids as engines write it, special tokens among it. InputError for one that is no piece."""
-        pieces, said = parse_model(self.encoder.model).pieces, b""
-        if wrong := [index for index in ids if not 0 <= index < len(pieces)]:
-            raise InputError(f"{wrong[0]} is no id: there are {len(pieces)} pieces")
-        for of_bytes, run in groupby((pieces[index] for index in ids), lambda piece: piece.type == BYTE):
-            if not of_bytes:
-                said += "".join(
-                    piece.piece if piece.piece in self._special else piece.piece.replace("▁", " ") for piece in run
-                ).encode()
-                continue
-            content = bytes(int(piece.piece[1:-1], 16) for piece in run)
-            try:
-                content.decode()
-            except UnicodeDecodeError:
-                content = "\ufffd".encode() * len(content)
-            said += content
-        return said.decode().removeprefix(" ")
+        if wrong := [index for index in ids if not 0 <= index < self.encoder.size]:
+            raise InputError(f"{wrong[0]} is no id: there are {self.encoder.size} pieces")
+        return self.encoder.written(ids)
 
     def _parts(self, messages: Sequence[Message], trained: bool) -> list[int | str]:
         """The rendered text, cut: ids of special pieces, and texts to be encoded."""
         if not trained:
             text = self.text(messages)
-            return [self._special.get(part, part) for part in self._cut.split(text) if part]
+            return [self.encoder.special.get(part, part) for part in self._cut.split(text) if part]
         said = "".join(message["content"] for message in messages)
         literal, apart = islice((char for char in map(chr, _PRIVATE) if char not in said), 2)
 
         def hidden(message: Message) -> Message:
-            content = self._cut.sub(lambda found: f"{literal}{self._special[found[0]]}{literal}", message["content"])
+            content = self._cut.sub(
+                lambda found: f"{literal}{self.encoder.special[found[0]]}{literal}", message["content"]
+            )
             begin = apart if self._apart and message["role"] == "assistant" else ""
             return {**message, "content": begin + content}
 
@@ -136,42 +155,32 @@ class Chat:
         cut = re.compile(f"{self._cut.pattern}|{apart}")
         text = self.text([*map(hidden, messages)])
         parts = (part for part in cut.split(text) if part)
-        return [self._special[part] if part in self._special else shown(part) for part in parts]
+        return [self.encoder.special[part] if part in self.encoder.special else shown(part) for part in parts]
 
     @cached_property
-    def _end(self) -> int:
-        """The special piece that the template writes behind an answer (ChatML's, say, beside an EOS of the base's);
-        EOS where it writes none."""
-        question = asked("?")
-        with suppress(InputError, IndexError):
+    def _around(self) -> tuple[str, int]:
+        """The white space that the template writes before an answer (Mistral's has a space), and the special piece
+        behind it (ChatML's, say, beside an EOS of the base's); EOS where it writes none."""
+        question, parts = asked("?"), []
+        with suppress(InputError):
             before = self._parts(question, trained=True)
-            said = self._parts([*question, {"role": "assistant", "content": "!"}], trained=True)
-            end = said[len(before) + isinstance(before[-1], int)]
-            if isinstance(end, int) and end != self.encoder.bos:
-                return end
-        return self.encoder.eos
-
-    @cached_property
-    def _special(self) -> dict[str, int]:
-        encoder, proto = self.encoder, parse_model(self.encoder.model)
-        named = {encoder.bos, encoder.eos, encoder.pad}
-        return {
-            piece.piece: index
-            for index, piece in enumerate(proto.pieces)
-            if piece.type in (CONTROL, UNKNOWN) or index in named
-        }
+            begun = before.pop() if isinstance(before[-1], str) else ""
+            parts = self._parts([*question, {"role": "assistant", "content": "!"}], trained=True)[len(before) :]
+        at = next((at for at, part in enumerate(parts[:-1]) if "!" in str(part)), None)
+        if at is None or not isinstance(end := parts[at + 1], int) or end == self.encoder.bos:
+            return "", self.encoder.eos
+        gap = "" if at or self._apart else str(parts[0]).removeprefix(str(begun)).partition("!")[0]
+        return gap if gap.isspace() else "", end
 
     @cached_property
     def _cut(self) -> re.Pattern[str]:
-        return re.compile("(" + "|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) + ")")
+        return re.compile("(" + "|".join(map(re.escape, sorted(self.encoder.special, key=len, reverse=True))) + ")")
 
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        """What a template calls them."""
+    def _names(self, ours: bool) -> dict[str, str]:
+        """What a template calls them. Ours begin with BOS where training does."""
         encoder = self.encoder
-        ids = {"bos": encoder.bos, "eos": encoder.eos, "pad": encoder.pad}
-        ids["unk"] = parse_model(encoder.model).trainer_spec.unk_id
-        return {f"{name}_token": encoder.pieces[index] for name, index in ids.items() if index is not None}
+        told = {name: at for name, at in encoder.named.items() if name != "bos" or not ours or encoder.bos is not None}
+        return {f"{name}_token": encoder.pieces[index] for name, index in told.items()}
 
 
 class _Renderer:

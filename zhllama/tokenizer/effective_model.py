@@ -53,8 +53,8 @@ def append_named(proto: Any, described: Mapping[str, Mapping[str, Any]], where: 
     rows = described.get(MODEL_CONFIG, {}).get("vocab_size")
     rows = rows if type(rows) is int else None
     texts = {index: piece.piece for index, piece in enumerate(proto.pieces)}
-    special = _put_in(texts, described, where)
-    without_row = _put_in_nameless(texts, described, where, rows)
+    special = put_in(texts, described, where)
+    without_row = put_in_nameless(texts, described, where, rows)
     special |= dict.fromkeys(_specials(described, where), True)
     if rows is not None and size <= rows == len(texts) - 1 and is_padding(last := texts.get(rows, ""), described):
         # Llama-2's mirrors name a <pad> that was never given a row: nothing is ever computed of it
@@ -102,7 +102,7 @@ def _marks_first_alone(described: Mapping[str, Mapping[str, Any]]) -> bool:
     return isinstance(before, dict) and before.get("prepend_scheme") == "first"
 
 
-def _put_in(texts: dict[int, str], described: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, bool]:
+def put_in(texts: dict[int, str], described: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, bool]:
     """Puts into `texts` what the files name with an id. Of each that is named as a token, whether it is special."""
     ids = {text: index for index, text in texts.items()}
     special: dict[str, bool] = {}
@@ -121,7 +121,7 @@ def _put_in(texts: dict[int, str], described: Mapping[str, Mapping[str, Any]], w
     return dict.fromkeys(unsaid, True) | special
 
 
-def _put_in_nameless(
+def put_in_nameless(
     texts: dict[int, str], described: Mapping[str, Mapping[str, Any]], where: str, rows: int | None
 ) -> list[str]:
     """Puts into `texts` the special tokens that no file gives an id, as far as the model has rows; those it has none

@@ -7,30 +7,28 @@ of the earlier merge. A literal `</s>`, `<s>`, `<unk>` or `[PAD]` is a special t
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from zhllama.errors import InputError
-from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.sentencepiece_model import BPE, CONTROL, TOKENIZER_MODEL, parse_model
-from zhllama.tokenizer.vocabulary import Encoder
 
 
-def tokenizer_files(
-    model: bytes, model_max_length: int = 2048, chat_template: str | list[dict[str, str]] = RECIPE.template
+def converted_files(
+    model: bytes, named: Mapping[str, int], max_length: int, template: str | list[dict[str, str]]
 ) -> dict[str, bytes]:
-    """Name → content of the tokenizer files of a model folder. `model`: the bytes of a `tokenizer.model`.
-    `AutoTokenizer.from_pretrained(folder)` then gives BOS and SentencePiece's ids. InputError for a model that is not
-    BPE or has no BOS, EOS or unknown piece."""
+    """Name → content of the tokenizer files of a model folder. `model`: the bytes of a `tokenizer.model`; `named`: its
+    special ids. `AutoTokenizer.from_pretrained(folder)` then gives BOS and SentencePiece's ids. InputError for a model
+    that is not BPE or has no BOS, EOS or unknown piece."""
     from tokenizers import AddedToken, processors
     from transformers.convert_slow_tokenizer import SpmConverter
 
-    encoder, proto = Encoder(model), parse_model(model)
+    proto = parse_model(model)
     if proto.trainer_spec.model_type != BPE:
         raise InputError(f"{TOKENIZER_MODEL}: not a BPE model; LLaMA's vocabulary can only be extended as BPE")
     if proto.trainer_spec.unk_id < 0:
         raise InputError(f"{TOKENIZER_MODEL}: the model has no unknown piece; a LLaMA-shaped model has <unk> at 0")
-    ids = {"bos": encoder.bos, "eos": encoder.eos, "pad": encoder.named_pad, "unk": proto.trainer_spec.unk_id}
-    special = {f"{name}_token": encoder.pieces[index] for name, index in ids.items() if index is not None}
+    special = {f"{name}_token": proto.pieces[index].piece for name, index in named.items()}
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     # legacy: a text after a special token gets its dummy prefix, as each prompt does when it is encoded on its own
     tokenizer = SpmConverter.build_tokenizer_from_spm_proto(proto, vocabulary, legacy=True)
@@ -46,8 +44,8 @@ def tokenizer_files(
         "add_eos_token": False,
         **special,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": model_max_length,
-        "chat_template": chat_template,
+        "model_max_length": max_length,
+        "chat_template": template,
     }
     return {
         TOKENIZER_MODEL: model,
@@ -57,7 +55,7 @@ def tokenizer_files(
 
 
 def load_fast(files: dict[str, bytes]) -> Any:
-    """The `tokenizers.Tokenizer` of `tokenizer_files`: `.encode(text).ids` begins with BOS."""
+    """The `tokenizers.Tokenizer` of such files: `.encode(text).ids` begins with BOS."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(files["tokenizer.json"].decode())

@@ -31,7 +31,7 @@ for the long list of merges."""
 _SPACE = "▁"
 _BREAK = "\n"
 """Stands between texts, and between segments that are encoded together: a character that is a segment of its own."""
-_TABLE_BITS = 20
+TABLE_BITS = 20
 
 
 @dataclass
@@ -62,13 +62,13 @@ class SegmentEncoder:
         self._lock = threading.Lock()
         """Held while the known segments are looked up and added to."""
         pieces = (piece.piece for piece in proto.pieces if piece.type == NORMAL)
-        codes = _codes(_BREAK.join(piece for piece in pieces if len(piece) > 1))
+        codes = codes_of(_BREAK.join(piece for piece in pieces if len(piece) > 1))
         left, right = codes[:-1], codes[1:]
         inside = (left != ord(_BREAK)) & (right != ord(_BREAK))
-        self._joined = np.zeros(1 << _TABLE_BITS, bool)
+        self._joined = np.zeros(1 << TABLE_BITS, bool)
         """By the hash of two characters, whether a piece has them side by side. Where two pairs share a hash, a place
         is not cut that could be, which changes no ids."""
-        self._joined[_pair_hashes(codes)[inside]] = True
+        self._joined[pair_hashes(codes[:-1], codes[1:])[inside]] = True
 
     @staticmethod
     def fits(proto: Any) -> bool:
@@ -95,19 +95,19 @@ class SegmentEncoder:
             return np.zeros(0, np.int32), np.zeros(0, np.int64)
         # before each text a break and the mark, and a break behind the last: BOS and EOS will stand in their places
         joined = f"{_BREAK}{_SPACE}".join(["", *texts]) + _BREAK
-        codes = _codes(joined.replace(" ", _SPACE))
+        codes = codes_of(joined.replace(" ", _SPACE))
         sizes = np.fromiter(map(len, texts), np.int64, len(texts))
         breaks = np.concatenate([[0], (sizes + 2).cumsum()])
         begins = np.empty(len(codes), bool)
         begins[0] = True
-        np.logical_not(self._joined[_pair_hashes(codes)], out=begins[1:])
+        np.logical_not(self._joined[pair_hashes(codes[:-1], codes[1:])], out=begins[1:])
         # whatever the table says: a break is a segment of its own
         broken = codes == ord(_BREAK)
         begins |= broken
         begins[1:] |= broken[:-1]
         starts = np.flatnonzero(begins)
 
-        entries, segments = _different(codes, starts)
+        entries, segments = different(codes, starts)
         with self._lock:
             known = self._known
             if new := [segment for segment in segments if segment not in known.numbers]:
@@ -160,20 +160,20 @@ class SegmentEncoder:
         )
 
 
-def _codes(text: str) -> np.ndarray:
+def codes_of(text: str) -> np.ndarray:
     """The code points, uint32 [characters]."""
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 
-def _pair_hashes(codes: np.ndarray) -> np.ndarray:
-    """Of each character and the next, a number below 2**_TABLE_BITS: multiplied by odd numbers, the highest bits."""
-    hashes = codes[:-1] * np.uint32(0x9E3779B1)
-    hashes += codes[1:] * np.uint32(0x85EBCA77)
-    hashes >>= np.uint32(32 - _TABLE_BITS)
+def pair_hashes(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Of each two characters, a number below 2**TABLE_BITS: multiplied by odd numbers, the highest bits."""
+    hashes = left * np.uint32(0x9E3779B1)
+    hashes += right * np.uint32(0x85EBCA77)
+    hashes >>= np.uint32(32 - TABLE_BITS)
     return hashes
 
 
-def _different(codes: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
+def different(codes: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
     """The segments that begin at `starts`, each different one once, as UTF-32; and of each segment the number of its
     own among these."""
     offsets = np.append(starts, len(codes)) * codes.itemsize

@@ -7,11 +7,10 @@ further ends (ChatML's `<|im_end|>`, say) counts where it is a special piece tha
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.encoder import Encoder
 
 log = logging.getLogger("tokenizer")
 
@@ -24,7 +23,7 @@ _LONGEST = 80
 class SpecialIds:
     """By the rule. `further`: ids that end an answer as EOS does."""
 
-    bos: int
+    bos: int | None
     eos: int
     pad: int | None
     further: tuple[int, ...] = ()
@@ -32,6 +31,10 @@ class SpecialIds:
     @property
     def stops(self) -> tuple[int, ...]:
         return (self.eos, *self.further)
+
+    def ending(self, end: int) -> Self:
+        """With the piece that the taught chat template writes behind an answer: a model that learnt it stops there."""
+        return self if end in self.stops else replace(self, further=(*self.further, end))
 
     @property
     def config(self) -> dict[str, int | None]:
@@ -51,8 +54,11 @@ def special_ids(encoder: Encoder, files: Mapping[str, Mapping[str, Any]], where:
     said = {file: {name: _listed(read.get(f"{name}_token_id")) for name in _NAMES} for file, read in files.items()}
     ends = dict.fromkeys(one for ids in said.values() for one in ids["eos"] if type(one) is int and one != encoder.eos)
     further = _further(encoder, list(ends)) if ends else ()
-    found = SpecialIds(encoder.bos, encoder.eos, encoder.named_pad, further)
-    right: dict[str, set[int | None]] = {"bos": {found.bos}, "eos": set(found.stops), "pad": {found.pad}}
+    found = SpecialIds(encoder.named.get("bos"), encoder.eos, encoder.named_pad, further)
+    # an end as padding is how files say that there is none of its own
+    right: dict[str, set[int | None]] = {
+        "bos": {found.bos}, "eos": set(found.stops), "pad": {found.pad, *found.stops},
+    }  # fmt: skip
     wrong = {
         file: ", ".join(
             f"{name} {', '.join(map(str, given))}"[:_LONGEST]
@@ -64,7 +70,7 @@ def special_ids(encoder: Encoder, files: Mapping[str, Mapping[str, Any]], where:
     if told := " and ".join(f"{file} says {ids}" for file, ids in wrong.items() if ids):
         pad = "none" if found.pad is None else found.pad
         also = f" ({', '.join(map(str, further))} as well)" if further else ""
-        has = f"bos {found.bos}, eos {found.eos}{also}, pad {pad}"
+        has = f"bos {'none' if found.bos is None else found.bos}, eos {found.eos}{also}, pad {pad}"
         log.warning("%s: %s; the tokenizer counts: %s", where, told, has)
     return found
 
@@ -76,9 +82,4 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _further(encoder: Encoder, ends: list[int]) -> tuple[int, ...]:
-    proto = parse_model(encoder.model)
-    taken = {encoder.bos, encoder.named_pad, proto.trainer_spec.unk_id}
-    return tuple(
-        index for index in ends
-        if index not in taken and 0 <= index < encoder.size and proto.pieces[index].type == CONTROL
-    )  # fmt: skip
+    return tuple(index for index in ends if index != encoder.named.get("bos") and encoder.is_special(index))

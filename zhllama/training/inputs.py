@@ -5,21 +5,25 @@ that exist; an adapter that belongs to this model. Each failure is one line and 
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import KIND, TRAIN
 from zhllama.errors import InputError
+from zhllama.models import architecture
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.inputs import Inputs
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import Vocabulary, contract_of, has_tokenizer, load_encoder
-from zhllama.training.options import LORA_TARGETS, FinetuneOptions, TrainingOptions, deepspeed_settings, zero_stage
+from zhllama.training.options import FinetuneOptions, PretrainOptions, TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.adapter_config import AdapterConfig
 from zhllama.weights.beside import require_known_tokens
+from zhllama.weights.chat_template import prompt_of
 from zhllama.weights.fit import contracts_of, require_equal, require_rows, require_trained_on, rows_fit, trained_on
 from zhllama.weights.merge_plan import encoder_of
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, stays_tied
@@ -56,6 +60,8 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
     rows = config["vocab_size"]
     fit = rows_fit(vocabulary.size, rows, model.manifest.vocabulary)
     require_rows(vocabulary.size, rows, names[0], "config.json says", fit)
+    # what cannot be published is not trained
+    prompt_of(dataset, RECIPE.name)
     facts = dataset.manifest.facts
     if TRAIN not in facts.get("splits", {}):
         raise InputError(f"{names[1]}: no blocks to train on in it; give what prepare_dataset wrote")
@@ -65,12 +71,14 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
         raise InputError(f"{names[1]}: {said}; prepare the dataset with a smaller --block-size")
     settings, tensors = deepspeed_settings(options), checkpoint.tensors
     if options.gives_adapter:
-        shape = lora_shape(options, model, adapter)
+        own = architecture(config, names[0]).lora_modules
+        shape = lora_shape(options, model, adapter, own)
         if adapter is not None:
             _require_fitting(adapter, checkpoint, vocabulary, says)
         for target in shape.targets if adapter is None else ():
             if not any(name.endswith(f".{target}.weight") and len(one.shape) == 2 for name, one in tensors.items()):
-                raise InputError(f"--lora-targets {target}: {names[0]} has no such layer; LLaMA's are q_proj, v_proj …")
+                said = f"{names[0]} has no such layer; its own are {', '.join(own)}"
+                raise InputError(f"--lora-targets {target}: {said}")
         if shape.embeddings == "new" and zero_stage(settings) == 3:
             said = "under ZeRO-3 the embeddings lie in parts, and no rows of them can be trained alone"
             raise InputError(f"--embedding-rows new: {said}; give --deepspeed zero2 or none")
@@ -79,7 +87,7 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
         said = f"was packed as {packing or 'nobody says what'}, several documents to a block"
         raise InputError(f"--faithful: {names[1]} {said}; prepare it with --packing faithful")
     if EMBEDDING not in tensors:
-        raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a LLaMA model is needed")
+        raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a whole model is needed")
     return TrainingInputs(model, dataset, adapter, vocabulary)
 
 
@@ -156,22 +164,25 @@ def new_rows(model: Artifact) -> tuple[int, ...]:
     return tuple(range(before, vocabulary.size))
 
 
-def new_shape(options: TrainingOptions, rows: tuple[int, ...] = ()) -> LoraShape:
-    """The shape of a new adapter, the recipe's where the options say nothing."""
+def new_shape(options: TrainingOptions, modules: Sequence[str], rows: tuple[int, ...] = ()) -> LoraShape:
+    """The shape of a new adapter, the recipe's where the options say nothing. modules: the architecture's own."""
     return LoraShape(
         options.lora_r or 8,
         options.lora_alpha or 32.0,
         0.05 if options.lora_dropout < 0 else options.lora_dropout,
-        options.targets or LORA_TARGETS.split(","),
+        options.targets or list(modules),
         options.trained_rows,
         rows,
     )
 
 
-def lora_shape(options: TrainingOptions, model: Artifact, adapter: Artifact | None) -> LoraShape:
-    """The adapter's shape. InputError when the options contradict the adapter that is continued."""
+def lora_shape(
+    options: TrainingOptions, model: Artifact, adapter: Artifact | None, modules: Sequence[str] = ()
+) -> LoraShape:
+    """The adapter's shape; a new one's on the architecture's `modules` where no layers are named. InputError when the
+    options contradict the adapter that is continued."""
     if adapter is None:
-        return new_shape(options, new_rows(model) if options.trained_rows == "new" else ())
+        return new_shape(options, modules, new_rows(model) if options.trained_rows == "new" else ())
     have = _shape_of(AdapterConfig(adapter, "--adapter"), Checkpoint(model))
     where, mend = f"the adapter {adapter.root}", "leave the option out, or start a new adapter"
     rows = options.embedding_rows if options.embedding_rows != "auto" else None
@@ -187,6 +198,8 @@ def lora_shape(options: TrainingOptions, model: Artifact, adapter: Artifact | No
             raise InputError(f"{option} {said}: {where} has {had}; {mend}")
     if isinstance(options, FinetuneOptions) and options.train_embeddings and not have.embeddings:
         raise InputError(f"--train-embeddings: {where} has no trained embeddings; {mend}")
+    if isinstance(options, PretrainOptions) and options.freeze_embeddings and have.embeddings:
+        raise InputError(f"--freeze-embeddings: {where} has trained embeddings; {mend}")
     return have
 
 

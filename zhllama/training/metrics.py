@@ -98,7 +98,8 @@ def flops_per_token(model: nn.Module, predicted: float) -> float:
     takes 2n forward, 2n for the gradient of its input, and 2n for its own if it is trained. predicted: the share of
     tokens that have a label: lm_head is applied to no others."""
     total = 0.0
-    for name, parameter in model.named_parameters():
+    # a head that is the embedding is a product all the same
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         # an embedding is looked up; a replaced original is not used
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         if dimensions < 2 or "embed_tokens" in name or "original_module" in name:

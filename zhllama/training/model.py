@@ -1,4 +1,4 @@
-"""The model that is trained: a LLaMA whose forward pass gives the loss, with what is not trained frozen.
+"""The model that is trained: one of transformers' whose forward pass gives the loss, with what is not trained frozen.
 
 Attention does not cross documents: flash-attn's kernel for varying lengths where it is there (on a GPU, in half
 precision); elsewhere the block-diagonal mask that transformers makes for SDPA of restarting position_ids, no attention
@@ -11,16 +11,18 @@ trained copy, ZeRO-3's gathering of a partitioned weight) does its part once a p
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import TrainableTokensWrapper
 from safetensors.torch import load_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import ModelOutput, is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
@@ -31,12 +33,13 @@ from zhllama.artifacts.hub_model import PREFIX, parse_address
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import IGNORED
 from zhllama.errors import InputError
+from zhllama.models import architecture
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.storage.private import temporary_folder
 from zhllama.training.inputs import EMBEDDINGS, LoraShape, TrainingInputs, lora_shape, opened_adapter
 from zhllama.training.loss import Score, labelled, score, summed_loss
 from zhllama.training.options import PretrainOptions, TrainingOptions
 from zhllama.weights.adapter import SAFE, Adapter
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_folder import lay_out
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied
@@ -60,14 +63,17 @@ def measure(rows: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, traini
     return summed_loss(rows, head, labels) if training else score(rows, head, labels)
 
 
-class PackedLlama(LlamaForCausalLM):
-    """A LLaMA that takes packed blocks and gives their loss; never logits. The name must not contain `ForCausalLM`: by
-    it the Trainer tells that labels are yet to be shifted."""
+class Packed:
+    """What makes one of transformers' models take packed blocks and give their loss; never logits."""
 
     accepts_loss_kwargs = True
+    config: Any
+    model: Any
+    lm_head: Any
+    training: bool
 
-    def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
         self.lm_head.__class__ = Head
 
     def forward(
@@ -97,6 +103,14 @@ class PackedLlama(LlamaForCausalLM):
             return ModelOutput(**measured._asdict())
         divisor = len(wanted) if num_items_in_batch is None else num_items_in_batch
         return ModelOutput(loss=measured / divisor)
+
+
+@cache
+def packed(name: str) -> Any:
+    """The class of transformers' of this name, packed. Its own name must not contain `ForCausalLM`: by it the Trainer
+    tells that labels are yet to be shifted."""
+    plain = getattr(transformers, name)
+    return type(f"Packed{name.removesuffix('ForCausalLM')}", (Packed, plain), {})
 
 
 def collate(blocks: Sequence[Mapping[str, np.ndarray]], faithful: bool = False) -> dict[str, torch.Tensor]:
@@ -134,12 +148,13 @@ def attention(dtype: torch.dtype) -> str:
     return FLASH if half and torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
 
 
-def load_base(model: Artifact, dtype: torch.dtype) -> PackedLlama:
+def load_base(model: Artifact, dtype: torch.dtype) -> PreTrainedModel:
     """The model of an artifact, frozen, in `dtype`. From S3 it goes through the node's verified cache."""
     transformers_logging.disable_progress_bar()
     checkpoint = Checkpoint(model)
+    kind = packed(architecture(checkpoint.settings(), checkpoint.where).transformers)
     with temporary_folder() as folder:
-        loaded = PackedLlama.from_pretrained(
+        loaded: PreTrainedModel = kind.from_pretrained(
             lay_out(checkpoint, Path(folder)), dtype=dtype, attn_implementation=attention(dtype), local_files_only=True
         )
     if is_tied(checkpoint):
@@ -156,7 +171,8 @@ def trained_model(options: TrainingOptions, inputs: TrainingInputs, dtype: torch
     """The model of the inputs, with what the options say made trainable."""
     model: Any = load_base(inputs.model, dtype)
     if options.gives_adapter:
-        model = add_lora(model, lora_shape(options, inputs.model, inputs.adapter), inputs.adapter)
+        modules = architecture(model.config.to_dict(), inputs.model.root).lora_modules
+        model = add_lora(model, lora_shape(options, inputs.model, inputs.adapter, modules), inputs.adapter)
     else:
         assert isinstance(options, PretrainOptions)
         model = train_embeddings_only(model, options.also_lm_head)
@@ -165,15 +181,15 @@ def trained_model(options: TrainingOptions, inputs: TrainingInputs, dtype: torch
     return model
 
 
-def train_embeddings_only(model: PackedLlama, also_lm_head: bool) -> PackedLlama:
+def train_embeddings_only(model: Any, also_lm_head: bool) -> PreTrainedModel:
     """The embeddings' phase: everything stays frozen but embed_tokens (and lm_head)."""
     model.get_input_embeddings().requires_grad_(True)
     if also_lm_head:
         model.get_output_embeddings().requires_grad_(True)
-    return _with_masters(model)
+    return cast("PreTrainedModel", _with_masters(model))
 
 
-def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = None) -> PeftModel:
+def add_lora(model: Any, shape: LoraShape, adapter: Artifact | None = None) -> PeftModel:
     """LoRA on the shape's layers, and embed_tokens and lm_head, in full or their new rows, when it says so; or, of an
     `adapter`, what it has, with its weights. InputError when they do not fit this model."""
     tied = model.config.tie_word_embeddings
@@ -207,7 +223,7 @@ def add_lora(model: PackedLlama, shape: LoraShape, adapter: Artifact | None = No
         _settings(adapted).modules_to_save = [*others, *EMBEDDINGS]
     if reader is not None:
         _put_in(adapted, reader)
-    return _with_masters(adapted)
+    return cast("PeftModel", _with_masters(adapted))
 
 
 def _put_in(model: PeftModel, reader: Adapter) -> None:

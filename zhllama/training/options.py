@@ -9,13 +9,12 @@ from typing import Any, ClassVar, Literal
 from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Input, digest_of
 from zhllama.errors import InputError
-from zhllama.stage.options import NotKeyed, Ref, StageOptions, option_of
+from zhllama.stage.options import Later, NotKeyed, Ref, StageOptions, option_of
 
-LORA_TARGETS = "q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj"
-"""The seven projections of a LLaMA layer, as in the recipe."""
 SHIPPED_DEEPSPEED = ("zero2", "zero2_offload", "zero3")
 """Names that `--deepspeed` takes instead of a path: JSON files beside this one. docs/training.md says which is for
 what."""
+_NO_ROWS = "nothing of the embeddings is trained; leave it out, or train them"
 _NO_FILE = f"no such file; give a JSON file, {', '.join(SHIPPED_DEEPSPEED)} or none"
 
 EACH_RUN = {
@@ -48,7 +47,7 @@ class TrainingOptions(StageOptions):
     libraries: ClassVar[tuple[str, ...]] = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 
     model: Ref
-    """Reference to the model that is trained (a Hugging Face LLaMA)."""
+    """Reference to the model that is trained (a Hugging Face model)."""
     dataset: Ref
     """Reference to the packed dataset, made with this model's tokenizer."""
     max_steps: int = -1
@@ -111,8 +110,8 @@ class TrainingOptions(StageOptions):
     lora_dropout: float = -1.0
     """LoRA dropout; below 0: 0.05, or the continued adapter's."""
     lora_targets: str = ""
-    """Layers that get LoRA weights, by the last part of their name, comma-separated. Not given: the seven projections
-    of a LLaMA layer, or the continued adapter's."""
+    """Layers that get LoRA weights, by the last part of their name, comma-separated. Not given: every projection of a
+    layer, or the continued adapter's."""
     embedding_rows: Literal["auto", "all", "new"] = "auto"
     """Rows of embed_tokens and lm_head that are trained, where they are: all (the recipe), or those that
     extend_tokenizer added, for a fraction of the optimizer's memory. auto: all, or the continued adapter's."""
@@ -135,6 +134,7 @@ class TrainingOptions(StageOptions):
             ("lora_alpha", self.lora_alpha >= 0, "a number above 0 is needed (0: the default)"),
             ("lora_dropout", self.lora_dropout < 1, "a share below 1 is needed"),
             ("lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer"),
+            ("embedding_rows", self.embedding_rows == "auto" or self.trains_embeddings or self.adapter, _NO_ROWS),
             *(("lora_targets", False, f"{row} is trained by rows, not by LoRA; leave it out") for row in rows),
         ):
             if not holds:
@@ -157,9 +157,14 @@ class TrainingOptions(StageOptions):
         return True
 
     @property
+    def trains_embeddings(self) -> bool:
+        """Whether embed_tokens and lm_head are trained; a continued adapter decides this itself."""
+        return True
+
+    @property
     def trained_rows(self) -> Literal["", "all", "new"]:
         """Of the embeddings in a new adapter: nothing, all rows, or the new ones."""
-        return "new" if self.embedding_rows == "new" else "all"
+        return ("new" if self.embedding_rows == "new" else "all") if self.trains_embeddings else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +177,9 @@ class PretrainOptions(TrainingOptions):
     """embeddings: all but embed_tokens is frozen, gives a model; lora: LoRA, embed_tokens and lm_head, an adapter."""
     also_lm_head: bool = False
     """With `--stage embeddings`: train lm_head too."""
+    freeze_embeddings: Later[bool] = False
+    """With `--stage lora`: leave embed_tokens and lm_head as they are, and train LoRA alone: for a base that keeps its
+    vocabulary."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,12 +188,18 @@ class PretrainOptions(TrainingOptions):
             raise InputError(f"--adapter {self.adapter}: {said}")
         if self.stage == "lora" and self.also_lm_head:
             raise InputError("--also-lm-head: --stage lora always trains lm_head; leave the option out")
+        if self.stage == "embeddings" and self.freeze_embeddings:
+            raise InputError("--freeze-embeddings: --stage embeddings trains nothing else; leave it out")
         if self.stage == "embeddings" and self.embedding_rows == "new":
             raise InputError("--embedding-rows new: --stage embeddings trains all rows; leave it out, or use lora")
 
     @property
     def gives_adapter(self) -> bool:
         return self.stage == "lora"
+
+    @property
+    def trains_embeddings(self) -> bool:
+        return not self.freeze_embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,15 +217,9 @@ class FinetuneOptions(TrainingOptions):
     train_embeddings: bool = False
     """Train embed_tokens and lm_head too. A continued adapter decides this itself."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.embedding_rows != "auto" and not self.train_embeddings and not self.adapter:
-            said = "nothing of the embeddings is trained without --train-embeddings true; give both or neither"
-            raise InputError(f"--embedding-rows {self.embedding_rows}: {said}")
-
     @property
-    def trained_rows(self) -> Literal["", "all", "new"]:
-        return super().trained_rows if self.train_embeddings else ""
+    def trains_embeddings(self) -> bool:
+        return self.train_embeddings
 
 
 def deepspeed_settings(options: TrainingOptions) -> dict[str, Any] | None:

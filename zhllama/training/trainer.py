@@ -106,7 +106,7 @@ def training_arguments(options: TrainingOptions, work: Path, blocks: int, evalua
 
 
 class PackedTrainer(Trainer):
-    """A Trainer for PackedLlama: our optimizer groups, an evaluation that gathers three numbers, and the
+    """A Trainer for what `packed` makes: our optimizer groups, an evaluation that gathers three numbers, and the
     CheckpointManager's checkpoints."""
 
     def __init__(self, options: TrainingOptions, manager: CheckpointManager, **settings: Any) -> None:

@@ -25,16 +25,17 @@ from zhllama.artifacts.manifest import MANIFEST, PROVENANCE, Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import TRAIN, VALIDATION, PackedDataset
 from zhllama.errors import InputError
+from zhllama.models import architecture
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.report_page import curves, render
 from zhllama.stage.run import REPORT
 from zhllama.storage.private import temporary_folder
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.effective_model import DESCRIBED
-from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-from zhllama.tokenizer.prompt import BY_TEMPLATE, RECIPE
-from zhllama.tokenizer.sentencepiece_model import TOKENIZER_MODEL
+from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.special_ids import special_ids
-from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.tokenizer.vocabulary import TOKENIZER_FILES, Encoder, load_encoder
 from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
 from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
@@ -44,17 +45,18 @@ from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
 from zhllama.weights.adapter_config import CONFIG as ADAPTER_CONFIG
 from zhllama.weights.chat_template import (
+    OWN,
     PROMPT_FACT,
     Template,
     chosen,
     default_of,
     is_template,
     prompt_of,
+    same_template,
     taught,
     template_in,
 )
 from zhllama.weights.fit import lineage_of, weights_of
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.model_card import README, terms_in, write_card
 from zhllama.weights.model_config import CONFIG, GENERATION, model_config
 from zhllama.weights.safetensors_io import Checkpoint, SafetensorsStream
@@ -170,25 +172,29 @@ def _add_adapter(out: ArtifactWriter, inputs: TrainingInputs, model: PeftModel, 
     }
 
 
-def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder) -> None:
+def _add_tokenizer(out: ArtifactWriter, inputs: TrainingInputs, encoder: Encoder) -> Template:
     """The base's tokenizer, with the template that was taught, by this training or the one it continues, or its own."""
-    items = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns") == 2
+    items = inputs.dataset.manifest.facts["splits"][TRAIN].get("columns", 1) > 1
     before = [] if inputs.adapter is None else [inputs.adapter]
     template: Template
+    own = template_in(inputs.model, "--model")
     if items and (prompt := prompt_of(inputs.dataset, RECIPE.name)):
         template, why = prompt.template, f"{prompt.title}: it was trained with it"
+        if own and default_of(own) == template:
+            template = own  # with the others that it names
     else:
         prompt = taught(before[0]) if before else None
         template, why = chosen(inputs.model, before)
     positions = model_config(Checkpoint(inputs.model)).get("max_position_embeddings", 2048)
-    for name, content in tokenizer_files(encoder.model, positions, template).items():
+    for name, content in encoder.files(positions, template).items():
         out.add_bytes(name, content)
     out.facts |= {PROMPT_FACT: prompt.name if prompt else "", "chat_template": why}
-    if prompt and BY_TEMPLATE.get(default_of(template_in(inputs.model, "--model"))) is not prompt:
+    if prompt and not same_template(own, prompt.template):
         said = (
             "%s is asked otherwise than is taught: an engine that lays the adapter over it must be given the adapter's"
         )
         log.warning(f"{said} chat template (vLLM: --chat-template)", inputs.model.root)
+    return template
 
 
 def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) -> None:
@@ -197,15 +203,17 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
     if HEAD in checkpoint.tensors and is_tied(checkpoint):
         trained = trained | {HEAD: trained[EMBEDDING]}
     rewritten = {checkpoint.info(name).file for name in trained}
-    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, GENERATION, README, TOKENIZER_MODEL, *DESCRIBED)
+    own = (METRICS, EVENTS, REPORT, MANIFEST, PROVENANCE, BLOCKS, GENERATION, README, *TOKENIZER_FILES, *DESCRIBED)
     ours = {*rewritten, *own, *terms_in(inputs.model)}
     for name in inputs.model.names:
         if name not in ours and not is_template(name):
             out.copy(inputs.model, name)
     encoder = load_encoder(inputs.model, "--model")
-    _add_tokenizer(out, inputs, encoder)
+    template = default_of(_add_tokenizer(out, inputs, encoder))
     settings = read_settings(checkpoint)
     ids = special_ids(encoder, settings, checkpoint.where)
+    if out.facts[PROMPT_FACT] == OWN:
+        ids = ids.ending(Chat(encoder, template).end)
     write_settings(out, settings[CONFIG], settings.get(GENERATION, {}), ids)
     for file in sorted(rewritten):
         there = {name: info for name, info in checkpoint.tensors.items() if info.file == file}
@@ -216,7 +224,8 @@ def _add_model(out: ArtifactWriter, inputs: TrainingInputs, trained: Tensors) ->
                 stream.write(name, trained[name].to(kind) if name in trained else checkpoint.read(name))
             stream.close()
     said = {"Chat template": out.facts["chat_template"]}
-    write_card(out, inputs.model, "A LLaMA model whose embeddings were trained further.", said)
+    kind = architecture(settings[CONFIG], checkpoint.where)
+    write_card(out, inputs.model, f"A {kind.title} model whose embeddings were trained further.", said)
     out.facts["trained"] = sorted(trained)
     if "pieces_before" in inputs.model.manifest.facts:
         # the next phase may train the new rows alone: it has to know which they are

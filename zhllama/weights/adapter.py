@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.weights.adapter_config import CONFIG, AdapterConfig
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.torch_zip import PthFile, is_zip, load_tensors
 

@@ -7,7 +7,7 @@ llama.cpp's converter read it: chat_template.jinja is not read by transformers b
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
@@ -58,6 +58,12 @@ def default_of(template: Template | None) -> str:
     return template or ""
 
 
+def same_template(one: Template | None, other: Template | None) -> bool:
+    """Whether two ask alike; of ours, with markers or without."""
+    first, second = default_of(one), default_of(other)
+    return first == second or (first in BY_TEMPLATE and BY_TEMPLATE[first] is BY_TEMPLATE.get(second))
+
+
 def _by_name(said: Any) -> dict[str, Any]:
     if isinstance(said, list):
         return {one["name"]: one["template"] for one in said}
@@ -92,21 +98,38 @@ def chosen(
 PROMPT_FACT = "prompt"
 """The name of the prompt that the items of a packed dataset, or an adapter, or a model with trained embeddings, were
 made or trained with; "" for text."""
+OWN = "own"
+"""As such a name: the base's own chat template, which lies beside it."""
 
 
-def prompt_of(artifact: Artifact, otherwise: str) -> Prompt | None:
+class Taught(NamedTuple):
+    """A prompt of ours, or a base's own template, as items were written with it."""
+
+    name: str
+    title: str
+    template: Template
+
+
+def prompt_of(artifact: Artifact, otherwise: str) -> Taught | None:
     """What the manifest says, `otherwise` where it says nothing; None for text. InputError for another's."""
     name = artifact.manifest.facts.get(PROMPT_FACT, otherwise)
+    if name == OWN:
+        own = template_in(artifact, "the dataset or adapter")
+        if not default_of(own):
+            raise InputError(f"{artifact.root}: the chat template that it was made with is gone; make it again")
+        assert own is not None
+        return Taught(OWN, "the base's own", own)
     if name and name not in PROMPTS:
         raise InputError(f"{artifact.root}: made with the prompt {name!r}, unknown to this release; take a later one")
-    return PROMPTS.get(name)
+    prompt = PROMPTS.get(name)
+    return None if prompt is None else Taught(prompt.name, prompt.title, prompt.template)
 
 
 def _trained_here(adapter: Artifact) -> bool:
     return adapter.verified and adapter.manifest.stage in TRAININGS
 
 
-def taught(trained: Artifact) -> Prompt | None:
+def taught(trained: Artifact) -> Taught | None:
     """The prompt that an adapter of a training here has learnt; None for one of text, or of somebody else's."""
     if not _trained_here(trained):
         return None

@@ -37,7 +37,7 @@ def require_rows(pieces: int, rows: int, where: str, what: str, fit: bool | None
     `what` has the rows, as `the model`; `where` begins the message."""
     if not (rows >= pieces if fit is None else fit):
         raise InputError(
-            f"{where}: tokenizer.model has {pieces} pieces and {what} {rows} rows; give a model and a tokenizer that "
+            f"{where}: its tokenizer has {pieces} pieces and {what} {rows} rows; give a model and a tokenizer that "
             "belong together, or extend the model first"
         )
 

@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.models.architecture import EMBEDDING
 from zhllama.tokenizer.effective_model import DESCRIBED
-from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder, Vocabulary, has_tokenizer, load_encoder
 from zhllama.weights.adapter import Adapter, Shape
 from zhllama.weights.beside import require_known_tokens
 from zhllama.weights.fit import Step, base_weights, contracts_of, require_fit, trained_on
-from zhllama.weights.meta_format import EMBEDDING
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import settle
 
@@ -99,13 +98,10 @@ def encoder_of(adapter: Artifact, option: str, before: Encoder | None, rows: int
     if has_tokenizer(adapter):
         encoder = load_encoder(adapter, option)
     elif before is not None and any(name in adapter for name in DESCRIBED):
-        encoder = load_encoder(adapter, option, before.model)
+        encoder = load_encoder(adapter, option, before)
     else:
         return None
     if encoder.size == rows + 1 and encoder.pad == rows:
         log.warning("%s: its padding %s has no row: it is left out", adapter.root, encoder.pieces[rows])
-        proto = parse_model(encoder.model)
-        del proto.pieces[-1]
-        proto.trainer_spec.pad_id = -1
-        encoder = Encoder(proto.SerializeToString())
+        encoder = encoder.without_last()
     return encoder

@@ -6,14 +6,14 @@ wq and wk are permuted; a shard holds whole heads, so that commutes with joining
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zhllama.artifacts.json_file import object_of
 from zhllama.errors import InputError
-from zhllama.weights.rope import THETA
+from zhllama.models.architecture import EMBEDDING, HEAD
+from zhllama.models.rope import THETA
 
 if TYPE_CHECKING:
     import torch
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 PARAMS = "params.json"
 TOKENIZER = "tokenizer.model"
 SUMS = "sha256sums.txt"
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-DROPPED = re.compile(r"(^|\.)(rope\.freqs|inv_freq)$")
-"""Tensors that say nothing: the rotary frequencies, which the configuration gives."""
 
-_FRACTIONS = {"norm_eps": 1.0, "rope_theta": 1e12, "ffn_dim_multiplier": 1e6}
+SCALED = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Beside the factor, Llama 3.1's settings."""
+_FRACTIONS = {"norm_eps": 1.0, "rope_theta": 1e12, "ffn_dim_multiplier": 1e6, "rope_scaling_factor": 1e6}
 """Fields of params.json that are no whole numbers, and what they must lie below."""
 _HARMLESS = {"max_seq_len", "max_batch_size", "model_parallel_size"}
 """Fields that say nothing about the arithmetic; the width of hidden_dim is the weights' own."""
+_LLAMA_32 = {(2048, 16), (3072, 28)}
+"""Width and layers of Llama 3.2's small ones, which stretch further than 3.1; only later files of Meta's say so."""
 _LAYER = (
     # Meta's name, Hugging Face's, axis of the cut (None: every shard holds a copy)
     ("attention.wq", "self_attn.q_proj", 0),
@@ -61,6 +61,16 @@ class MetaParams:
     n_kv_heads: int | None = None
     ffn_dim_multiplier: float | None = None
     rope_theta: float = THETA
+    use_scaled_rope: bool = False
+    rope_scaling_factor: float | None = None
+
+    @property
+    def rope_scaling(self) -> dict[str, object] | None:
+        """Of config.json: Llama 3.1's stretched positions, which Meta's programs have as constants."""
+        if not self.use_scaled_rope:
+            return None
+        factor = self.rope_scaling_factor or (32.0 if (self.dim, self.n_layers) in _LLAMA_32 else 8.0)
+        return {"rope_type": "llama3", "factor": float(factor), **SCALED}
 
     @property
     def kv_heads(self) -> int:
@@ -95,8 +105,8 @@ class MetaParams:
                     raise ValueError(f"{name} is {number!r:.20}, and must be above 0 and below {most:g}")
             if params.dim % params.n_heads or params.head_dim % 2 or params.n_heads % params.kv_heads:
                 raise ValueError("dim must be n_heads times an even number, n_heads a multiple of n_kv_heads")
-            if value.get("use_scaled_rope"):
-                raise ValueError("use_scaled_rope is LLaMA 3.1's, which this program does not convert")
+            if type(params.use_scaled_rope) is not bool or (params.rope_scaling_factor and not params.use_scaled_rope):
+                raise ValueError("use_scaled_rope must be true or false, and true beside rope_scaling_factor")
             same = {"head_dim": params.head_dim, "hidden_dim": value.get("hidden_dim")}
             for name in value.keys() - known - _HARMLESS:
                 if value[name] not in (None, False, same.get(name)):
@@ -111,6 +121,8 @@ class MetaParams:
         names += ["n_kv_heads"] * (self.kv_heads != self.n_heads)
         names += ["ffn_dim_multiplier"] * (self.ffn_dim_multiplier is not None)
         names += ["rope_theta"] * (self.rope_theta != THETA)
+        names += ["use_scaled_rope"] * self.use_scaled_rope
+        names += ["rope_scaling_factor"] * (self.rope_scaling_factor is not None)
         return json.dumps({name: getattr(self, name) for name in names}).encode()
 
 
@@ -126,7 +138,7 @@ class Place:
     @property
     def uneven(self) -> bool:
         """Only the vocabulary may be cut unevenly: the last shard takes the remainder."""
-        return self.hf == HEAD
+        return self.hf == HEAD or (self.hf == EMBEDDING and self.axis == 0)
 
 
 def places(n_layers: int, n_heads: int, kv_heads: int) -> Iterator[Place]:
@@ -147,9 +159,9 @@ def permute(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
 
 
 def unpermute(weight: "torch.Tensor", heads: int) -> "torch.Tensor":
-    """Hugging Face → Meta: the inverse of `permute`, which is not the same operation."""
-    rows, dim = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, dim).transpose(1, 2).reshape(rows, dim)
+    """Hugging Face → Meta: the inverse of `permute`, which is not the same operation. A bias as well."""
+    rows, *dim = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, *dim).transpose(1, 2).reshape(rows, *dim)
 
 
 def extents(size: int, shards: int, uneven: bool = False) -> list[int]:

@@ -1,10 +1,10 @@
 """config.json of a base model, checked in one place before a stage computes with it or copies it.
 
 Every number is finite and in its range, the special ids are rows, the rotary positions are ones that are done
-(rope.py), the tensors are those of a LLaMA of these sizes, no more and no fewer. Fields are done, or harmless, or
-refused by name: other programs put multipliers, windows and norms of their own there, and LLaMA's code passes over
-them. What is given back carries the rotary base and the dtype for every reader (transformers 4 and 5): whoever writes a
-config.json writes that.
+(rope.py), the tensors are those of its architecture (zhllama/models) at these sizes, no more and no fewer. Fields are
+done, or harmless, or refused by name: other programs put multipliers, windows and norms of their own there, and the
+architecture's code passes over them. What is given back carries the rotary base and the dtype for every reader
+(transformers 4 and 5): whoever writes a config.json writes that.
 """
 
 import re
@@ -14,21 +14,17 @@ from typing import Any
 from zhllama.artifacts.json_file import read_object
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
-from zhllama.weights.meta_format import DROPPED, EMBEDDING, HEAD, places
-from zhllama.weights.rope import DEFAULT, LENGTH, Rope
+from zhllama.models import architecture
+from zhllama.models.architecture import DROPPED, EMBEDDING, HEAD, NUMBERS, WINDOWS, Architecture
+from zhllama.models.rope import DEFAULT, LENGTH, Rope
 from zhllama.weights.safetensors_io import Checkpoint
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 ADAPTER = "adapter_config.json"
-LLAMA = {
-    "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "max_position_embeddings": 2048,
-}  # fmt: skip
-"""Whole numbers, and what transformers takes for a LLaMA that does not say them (None: it follows from others)."""
 _RATIOS = ("rms_norm_eps", "initializer_range", "attention_dropout")
 """Fields with numbers from 0 to 1; the first is no 0."""
-_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_cache")
+_FLAGS = ("tie_word_embeddings", "use_cache")
 _PRECISIONS = ("float16", "bfloat16", "float32", "float64")
 _CHOICES = {"hidden_act": ("silu", "swish"), "dtype": _PRECISIONS, "torch_dtype": _PRECISIONS}
 _SAMPLING = (
@@ -38,7 +34,7 @@ _SAMPLING = (
 """Numbers of generation_config.json, and of old config.json."""
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 DONE = {
-    "model_type", *LLAMA, *_RATIOS, *_FLAGS, *_CHOICES, *_IDS, "rope_theta", "rope_scaling", "rope_parameters",
+    "model_type", *NUMBERS, *_RATIOS, *_FLAGS, *_CHOICES, *_IDS, "rope_theta", "rope_scaling", "rope_parameters",
     "partial_rotary_factor", "architectures", "quantization_config",
 }  # fmt: skip
 """The last is done by vLLM alone: whoever computes with weights calls Checkpoint.refuse_quantised."""
@@ -65,7 +61,7 @@ _HARMLESS = {
     "is_llama_config", "max_window_layers",
 }  # fmt: skip
 _HARMLESS_AT = {"activation": ("silu", "swiglu"), "rotary_pct": (1,), "rope_type": (DEFAULT,)}
-"""Names of other programs' own, which say here what LLaMA does anyway."""
+"""Names of other programs' own, which say here what is done anyway."""
 _NOTES = re.compile(r"_.*|unsloth.*|.*_version")
 """Names that only say who wrote the file, and how."""
 _MEND = "correct it, or fetch or publish the model again"
@@ -106,13 +102,12 @@ def read_config(
 def checked_config(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The content of a config.json, with the rotary positions and the dtype in all spellings."""
     said = f"{where}: {CONFIG}"
-    if (kind := settings.get("model_type")) != "llama":
-        raise InputError(f"{said} is of a {kind!s:.40} model (model_type); only LLaMA models (llama) are done here")
-    whole = {name: settings.get(name, default) for name, default in LLAMA.items()}
+    model = architecture(settings, said)
+    whole = {name: settings.get(name, default) for name, default in model.numbers.items()}
     for name, value in whole.items():
-        if not (value is None and LLAMA[name] is None) and not (type(value) is int and 0 < value < _MOST):
+        if not (value is None and model.numbers[name] is None) and not (type(value) is int and 0 < value < _MOST):
             raise InputError(
-                f"{said} is not a LLaMA model's ({name} is {value!r:.20}, no whole number above 0); {_MEND}"
+                f"{said} is not a {model.title} model's ({name} is {value!r:.20}, no whole number above 0); {_MEND}"
             )
     _require_numbers(settings, whole["vocab_size"], said)
     for name in (name for name in settings if settings[name] is not None):
@@ -120,7 +115,7 @@ def checked_config(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name in _RATIOS:
             right = type(value) in (int, float) and 0 <= value <= 1 and (value or name != _RATIOS[0])
             wanted = "a number from 0 to 1"
-        elif name in _FLAGS:
+        elif name in _FLAGS or name in model.flags:
             right, wanted = type(value) is bool, "true or false"
         else:
             choices = _CHOICES.get(name)
@@ -128,20 +123,20 @@ def checked_config(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
             wanted = f"one of {', '.join(choices or ())}"
         if not right:
             raise InputError(f"{said} has {name}={value!r:.20}, where {wanted} is needed; {_MEND}")
-        if not _known(name, value, settings):
+        if not _known(name, value, settings, model):
             raise InputError(
                 f"{said} sets {name:.80} ({value!r:.40}), which is not known here; take it out if it says nothing of "
                 "the arithmetic, or give another model"
             )
-    heads = whole["num_attention_heads"]
-    if whole["hidden_size"] % heads or heads % (whole["num_key_value_heads"] or heads):
+    heads, even = whole["num_attention_heads"], whole["head_dim"] and not model.whole_heads
+    if (whole["hidden_size"] % heads and not even) or heads % (whole["num_key_value_heads"] or heads):
         mend = "hidden_size must be a multiple of num_attention_heads, and these of num_key_value_heads"
         raise InputError(f"{said}: {mend}; {_MEND}")
     if (whole["head_dim"] or whole["hidden_size"] // heads) % 2:
         raise InputError(f"{said}: its heads have an odd width, where rotary positions need an even one; {_MEND}")
     # what is null says nothing, but that there is no such token
     found = {name: value for name, value in {**whole, **settings}.items() if value is not None or name in _IDS}
-    found |= Rope.of(settings, where).spelled() | {"architectures": ["LlamaForCausalLM"]}
+    found |= Rope.of(settings, where).spelled() | model.windows(settings) | {"architectures": [model.transformers]}
     for name in (LENGTH, "pretraining_tp"):
         # the one stands among the settings of the rotary positions, the other is of a way to compute
         found.pop(name, None)
@@ -150,14 +145,11 @@ def checked_config(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
-def _known(name: str, value: Any, settings: Mapping[str, Any]) -> bool:
-    if name == "layer_types":
-        return isinstance(value, list) and all(one == "full_attention" for one in value)
-    if name == "sliding_window":
-        positions = settings.get("max_position_embeddings", LLAMA["max_position_embeddings"])
-        return settings.get("use_sliding_window") is False or (type(value) is int and value >= positions)
+def _known(name: str, value: Any, settings: Mapping[str, Any], model: Architecture) -> bool:
+    if name in WINDOWS:
+        return model.does_window(name, value, settings)
     unset = value is False or value in ("", [], {}) or value in _HARMLESS_AT.get(name, ())
-    return unset or name in DONE | _HARMLESS | {LENGTH} or _NOTES.fullmatch(name) is not None
+    return unset or name in DONE | model.flags | _HARMLESS | {LENGTH} or _NOTES.fullmatch(name) is not None
 
 
 def _require_numbers(settings: Mapping[str, Any], rows: int, where: str) -> None:
@@ -196,7 +188,8 @@ def _require_shapes(settings: Mapping[str, Any], checkpoint: Checkpoint) -> None
     if layers > len(checkpoint.tensors):
         said = f"{CONFIG} says {layers} layers, and there are {len(checkpoint.tensors)} tensors"
         raise InputError(f"{checkpoint.where}: {said}; publish or fetch the model again")
-    wanted = _shapes(settings)
+    model = architecture(settings, checkpoint.where)
+    wanted = {place.hf: place.shape for place in model.places(settings)}
     for name, shape in wanted.items():
         if name not in checkpoint.tensors and (name == HEAD or quantised):
             continue
@@ -209,7 +202,7 @@ def _require_shapes(settings: Mapping[str, Any], checkpoint: Checkpoint) -> None
             )
     more = (name for name in checkpoint.tensors if name not in wanted and not DROPPED.search(name))
     if not quantised and (odd := min(more, default=None)):
-        said = f"tensor {odd} is none of a LLaMA model with {layers} layers, as {CONFIG} says"
+        said = f"tensor {odd} is none of a {model.title} model with {layers} layers, as {CONFIG} says"
         raise InputError(f"{checkpoint.where}: {said}; publish or fetch the model again")
     if settings.get("tie_word_embeddings") and HEAD in checkpoint.tensors and not quantised:
         first, other = (checkpoint.read(name, 0, min(_COMPARED, wanted[name][0])) for name in (EMBEDDING, HEAD))
@@ -219,22 +212,3 @@ def _require_shapes(settings: Mapping[str, Any], checkpoint: Checkpoint) -> None
                 f"{checkpoint.where}: {CONFIG} says tie_word_embeddings, but {HEAD} is not {EMBEDDING}: engines take "
                 f"the one or the other; set it to false, or remove {HEAD}"
             )
-
-
-def _shapes(settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Tensor → its shape, of a LLaMA of these sizes."""
-    width, wide, heads = (settings[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads"))
-    key_heads, each = settings.get("num_key_value_heads") or heads, settings.get("head_dim") or width // heads
-    matrices = {
-        "q_proj": (heads * each, width), "k_proj": (key_heads * each, width), "v_proj": (key_heads * each, width),
-        "o_proj": (width, heads * each), "gate_proj": (wide, width), "up_proj": (wide, width),
-        "down_proj": (width, wide), **dict.fromkeys(("embed_tokens", "lm_head"), (settings["vocab_size"], width)),
-    }  # fmt: skip
-    found: dict[str, tuple[int, ...]] = {}
-    for place in places(settings["num_hidden_layers"], heads, key_heads):
-        module = place.hf.removesuffix(".weight")
-        found[place.hf] = shape = matrices.get(module.rpartition(".")[2], (width,))
-        part = module.rpartition(".")[0].rpartition(".")[2]
-        if settings.get({"self_attn": "attention_bias", "mlp": "mlp_bias"}.get(part, "")):
-            found[f"{module}.bias"] = shape[:1]
-    return found

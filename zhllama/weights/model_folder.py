@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from zhllama.artifacts.cache import materialize
+from zhllama.models import architecture
 from zhllama.storage import write_bytes
 from zhllama.weights.model_config import CONFIG, DONE, model_config
 from zhllama.weights.safetensors_io import INDEX, Checkpoint, index_json, shard_file
@@ -26,6 +27,8 @@ def lay_out(checkpoint: Checkpoint, folder: Path) -> Path:
     total = sum(info.length for info in checkpoint.tensors.values())
     place_of = {name: names[info.file] for name, info in checkpoint.tensors.items()}
     write_bytes(str(folder / INDEX), index_json(place_of, total))
-    said = {name: value for name, value in settings.items() if name in DONE}
+    kind = architecture(settings, checkpoint.where)
+    done = DONE | kind.flags | kind.windows(settings).keys()
+    said = {name: value for name, value in settings.items() if name in done}
     write_bytes(str(folder / CONFIG), json.dumps(said).encode())
     return folder

@@ -218,7 +218,7 @@ class Checkpoint:
 
     def info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
-            raise InputError(f"{self.artifact.root}: the model has no tensor {name}; is it a LLaMA model?")
+            raise InputError(f"{self.artifact.root}: the model has no tensor {name}; is it the whole model?")
         return self.tensors[name]
 
     def leave_out(self, name: str) -> None:

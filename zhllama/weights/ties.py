@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zhllama.errors import InputError
-from zhllama.weights.meta_format import EMBEDDING, HEAD
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import Checkpoint
 
 if TYPE_CHECKING:

@@ -3,19 +3,11 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 QUESTION = "判断下面这句话是好评还是差评。"
 ANSWERS = ("好评", "差评")
-
-
-@pytest.fixture(scope="session")
-def loaded(tiny_model: str) -> Any:
-    from tests.loaded_model import load_model
-
-    return load_model(tiny_model)
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,18 @@ def test_alpaca_items_may_be_the_prompts(tmp_path: Path) -> None:
     assert (sample.asked, sample.expected) == ("翻译\n猫", "cat")
 
 
+def test_a_conversation_may_be_a_prompt(tmp_path: Path) -> None:
+    said = [
+        {"role": "user", "content": "翻译"},
+        {"role": "assistant", "content": "什么？"},
+        {"role": "user", "content": "猫"},
+    ]
+    (tmp_path / "items.json").write_text(json.dumps([{"messages": said}]))
+    (sample,) = fixed_prompts(open_artifact(str(tmp_path)), 5)
+    assert sample.messages == said
+    assert sample.asked == "user: 翻译\n\nassistant: 什么？\n\nuser: 猫"
+
+
 def test_the_projects_own_prompts_are_as_many_as_the_default_asks() -> None:
     assert len(fixed_prompts(None, 99)) == Evaluate(model="m", text="t", store="s").max_prompts
 

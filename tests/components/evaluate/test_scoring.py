@@ -8,84 +8,16 @@ import pytest
 
 from components.evaluate import scoring
 from components.evaluate.held_out import choose_items
+from tests.loaded_model import plain_log_probs
+from zhllama.data.conversations import Item, messages_of
+from zhllama.errors import InputError
 from zhllama.inference.generate import answer
 from zhllama.inference.load import LoadedModel
 from zhllama.inference.sampling import Sampling
 from zhllama.tokenizer.prompt import DEFAULT, PROMPTS, RECIPE, Prompt, question_of
-from zhllama.tokenizer.sentencepiece_model import parse_model
-from zhllama.tokenizer.vocabulary import Encoder
 
 
-def plain_log_probs(loaded: LoadedModel, prompt: list[int], answer: list[int]) -> Any:
-    """(answer,): natural log-probabilities, from transformers' own forward with all logits."""
-    import torch
-
-    with torch.inference_mode():
-        logits = loaded.model(torch.tensor([prompt + answer])).logits[0].double()
-    found = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-    return found.gather(1, torch.tensor(answer)[:, None])[:, 0]
-
-
-def test_bits_per_byte_is_the_plain_log_loss_over_bytes(loaded: LoadedModel, chinese_text: list[str]) -> None:
-    texts = [*chinese_text[:20], "a", "多" * 7]
-    losses = [
-        -plain_log_probs(loaded, [loaded.encoder.bos], loaded.encoder.encode(text)).sum().item() for text in texts
-    ]
-    score = scoring.score_text(loaded, texts, "text")
-    assert score["bits_per_byte"] == pytest.approx(sum(losses) / math.log(2) / len("".join(texts).encode()), rel=1e-5)
-    tokens = sum(len(loaded.encoder.encode(text)) for text in texts)
-    assert score["tokens_per_character"] == tokens / len("".join(texts))
-
-
-def test_a_long_document_is_scored_in_windows_every_id_once(loaded: LoadedModel, english_text: list[str]) -> None:
-    text = " ".join(english_text[:12])
-    narrow = dataclasses.replace(loaded, positions=32)
-    ids = loaded.encoder.encode(text)
-    assert len(ids) > 100
-    loss = sum(
-        -plain_log_probs(loaded, [loaded.encoder.bos], ids[start : start + 31]).sum().item()
-        for start in range(0, len(ids), 31)
-    )
-    score = scoring.score_text(narrow, [text], "text")
-    assert score["tokens_per_character"] == len(ids) / len(text)
-    assert score["bits_per_byte"] == pytest.approx(loss / math.log(2) / len(text.encode()), rel=1e-5)
-
-
-def test_a_model_that_says_nothing_costs_the_logarithm_of_its_pieces(loaded: LoadedModel) -> None:
-    import copy
-
-    silent = copy.deepcopy(loaded.model)
-    silent.get_output_embeddings().weight.data.zero_()
-    score = scoring.score_text(dataclasses.replace(loaded, model=silent), ["汉字"], "text")
-    tokens = len(loaded.encoder.encode("汉字"))
-    assert score["bits_per_byte"] == pytest.approx(tokens * math.log2(loaded.encoder.size) / 6)
-
-
-@pytest.fixture
-def without_bytes(loaded: LoadedModel) -> LoadedModel:
-    """The model with its tokenizer bereft of byte fallback: Chinese is one unknown piece to it."""
-    proto = parse_model(loaded.encoder.model)
-    proto.trainer_spec.byte_fallback = False
-    for piece in proto.pieces:
-        piece.type = 1 if piece.type == 6 else piece.type
-    return dataclasses.replace(loaded, encoder=Encoder(proto.SerializeToString()))
-
-
-def test_bytes_that_a_tokenizer_cannot_spell_cost_eight_bits_each(without_bytes: LoadedModel, caplog: Any) -> None:
-    encoder = without_bytes.encoder
-    text = "the 汉字 book"
-    loss = -plain_log_probs(without_bytes, [encoder.bos], encoder.encode(text)).sum().item() / math.log(2)
-    score = scoring.score_text(without_bytes, [text], "text")
-    assert score["bits_per_byte"] == pytest.approx((loss + 8 * 6) / len(text.encode()), rel=1e-5)
-    assert "cannot spell 6 of 15 bytes" in caplog.text
-    assert encoder.unknown_bytes([text, "the", ""]) == [6, 0, 0]
-    # as many tokens as bytes: the unknown piece is no one
-    tokens = len(encoder.encode(text)) - 1 + 6
-    assert score["tokens_per_character"] == tokens / len(text)
-    assert math.log2(score["perplexity"]) == pytest.approx((loss + 8 * 6) / tokens, rel=1e-5)
-
-
-def test_an_unknown_piece_is_never_foretold(without_bytes: LoadedModel) -> None:
+def test_an_unknown_piece_is_no_answer(without_bytes: LoadedModel) -> None:
     import copy
 
     # of equal logits the first piece counts as the likeliest, and that is <unk>
@@ -93,7 +25,6 @@ def test_an_unknown_piece_is_never_foretold(without_bytes: LoadedModel) -> None:
     silent.get_output_embeddings().weight.data.zero_()
     guess = dataclasses.replace(without_bytes, model=silent)
     assert without_bytes.encoder.unknown == 0
-    assert scoring.score_text(guess, ["汉字"], "text")["next_token_accuracy"] == 0
     items = choose_items([{"instruction": "q", "input": "", "output": "汉字"}], 500)
     assert scoring.score_items(guess, items, "items")["exact_match"] == 0
 
@@ -122,14 +53,27 @@ def test_answers_are_scored_behind_the_prompt_that_the_model_was_taught(loaded: 
     assert score["answer_bits_per_byte"] == pytest.approx(bits / 7, rel=1e-5)
 
 
-def test_rows_that_only_pad_the_embedding_take_no_part(loaded: LoadedModel, chinese_text: list[str]) -> None:
-    import copy
+def test_the_answer_of_a_conversation_is_scored_behind_all_that_was_said(loaded: LoadedModel) -> None:
+    turns = {"system": "be short", "history": [["q", "a1"]]}
+    items = choose_items([Item(instruction="r", input="", output="The end", **turns)], 500)
+    taught = dataclasses.replace(loaded, template=DEFAULT.template)
+    asked = taught.chat.ids(messages_of(items[0].item), trained=True)
+    assert asked == [
+        *loaded.prompt_ids(DEFAULT.wrap("be short\nq") + "a1"), loaded.encoder.eos,
+        *loaded.encoder.encode(DEFAULT.wrap("r")),
+    ]  # fmt: skip
+    _, (said,) = taught.chat.answered("r", ["The end"])
+    bits = -plain_log_probs(loaded, asked, said).sum().item() / math.log(2)
+    score = scoring.score_items(taught, items, "items")
+    assert score["answer_bits_per_byte"] == pytest.approx(bits / 7, rel=1e-5)
 
-    padded = copy.deepcopy(loaded.model)
-    padded.resize_token_embeddings(loaded.encoder.size + 64, mean_resizing=False)
-    padded.get_output_embeddings().weight.data[loaded.encoder.size :] = 9.0
-    score = scoring.score_text(dataclasses.replace(loaded, model=padded), chinese_text[:5], "text")
-    assert score == scoring.score_text(loaded, chinese_text[:5], "text")
+
+def test_an_item_that_the_models_template_refuses_is_named(loaded: LoadedModel) -> None:
+    items = choose_items([Item(instruction="r", input="", output="x", system="y")], 500)
+    items[0].item.place = "held-out.json: item 1"
+    refuses = dataclasses.replace(loaded, template="{{ raise_exception('no system') if messages[0].role == 'system' }}")
+    with pytest.raises(InputError, match=r"held-out.json: item 1: the model's chat template refuses .*no system; eval"):
+        scoring.score_items(refuses, items, "items")
 
 
 def test_choices_behind_one_prompt_score_as_rows_of_their_own(

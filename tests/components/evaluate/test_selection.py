@@ -1,35 +1,8 @@
 """What is scored does not depend on order, stays within its limits, and tells choices from answers."""
 
-import random
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from components.evaluate.held_out import chance, choose_items, choose_texts
-
-texts = st.lists(st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable()), max_size=40)
-
-
-@pytest.mark.slow
-@given(texts, st.integers(1, 400), st.randoms(use_true_random=False))
-def test_the_same_texts_are_chosen_whatever_their_order(found: list[str], limit: int, order: random.Random) -> None:
-    shuffled = list(found)
-    order.shuffle(shuffled)
-    assert choose_texts(found, limit) == choose_texts(shuffled, limit)
-
-
-@given(texts, st.integers(1, 400))
-def test_chosen_texts_fill_the_limit_and_never_pass_it(found: list[str], limit: int) -> None:
-    chosen = choose_texts(found, limit)
-    size = sum(len(text.encode()) for text in chosen)
-    available = sum(len(text.encode()) for text in set(found))
-    # a cut may leave up to three bytes of a character unused
-    assert min(limit, available) - 3 <= size <= limit
-
-
-def test_a_text_longer_than_the_limit_is_cut_between_characters() -> None:
-    assert choose_texts(["汉字" * 50], 10) == ["汉字汉"]
+from components.evaluate.held_out import chance, choose_items
 
 
 def item(instruction: str, given: str, output: str) -> dict[str, str]:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from zhllama.artifacts.open import open_artifact
-from zhllama.tokenizer.fast_tokenizer import tokenizer_files
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
 STEPS = 60
 
@@ -38,7 +37,7 @@ def trained_model(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = open_artifact(extended_model).read("tokenizer.model")
-    encoder = Encoder(tokenizer)
+    encoder = SentencePieceEncoder(tokenizer)
     torch.manual_seed(256)
     config = LlamaConfig(
         vocab_size=encoder.size,
@@ -64,6 +63,6 @@ def trained_model(
         learner.zero_grad()
     folder = tmp_path_factory.mktemp("trained")
     model.half().save_pretrained(folder)
-    for name, content in tokenizer_files(tokenizer, 256).items():
+    for name, content in SentencePieceEncoder(tokenizer).files(256).items():
         (folder / name).write_bytes(content)
     return folder

@@ -27,7 +27,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError, StorageFault
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import RECIPE
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: make gguf")
 gguf = pytest.importorskip("gguf")
@@ -66,7 +66,7 @@ def folder(exported) -> Path:
 
 
 def test_llama_cpp_gives_sentencepieces_ids_on_the_parity_corpus(folder, chinese_text, english_text):
-    encoder = Encoder((folder / "tokenizer.model").read_bytes())
+    encoder = SentencePieceEncoder((folder / "tokenizer.model").read_bytes())
     texts = [*chinese_text, *english_text[:500], *probe_lines(encoder), *mixed_lines(20_000)]
     found = llama_cpp_tools.encode(folder / "model-f16.gguf", texts)
     assert found == [[encoder.bos, *ids] for ids in encoder.encode_batch(texts)]
@@ -80,7 +80,7 @@ def test_tied_scores_give_sentencepieces_ids_too(tmp_path, model, llama_tokenize
     for piece in parse_model(chinese_tokenizer).pieces:
         if piece.piece not in there:
             proto.pieces.add(piece=piece.piece, score=0.0)
-    encoder = Encoder(proto.SerializeToString())
+    encoder = SentencePieceEncoder(proto.SerializeToString())
     (model / "tokenizer.model").write_bytes(encoder.model)
     lengthen(model, encoder.size)
     manifest = export(tmp_path / "store", model)
@@ -109,7 +109,7 @@ def test_a_tokenizer_that_gguf_cannot_say_is_counted(tmp_path, model, llama_toke
 
 
 def test_the_metadata_is_complete(folder, exported):
-    encoder = Encoder((folder / "tokenizer.model").read_bytes())
+    encoder = SentencePieceEncoder((folder / "tokenizer.model").read_bytes())
     found = metadata(folder / "model-f16.gguf")
     wanted = {
         "general.architecture": "llama",
@@ -154,7 +154,7 @@ def test_the_metadata_is_complete(folder, exported):
 
 @pytest.fixture(scope="module")
 def lines(folder, chinese_text, english_text) -> list[list[int]]:
-    encoder = Encoder((folder / "tokenizer.model").read_bytes())
+    encoder = SentencePieceEncoder((folder / "tokenizer.model").read_bytes())
     return [[encoder.bos, *encoder.encode(text)][:48] for text in chinese_text[:12] + english_text[:12]]
 
 
@@ -308,7 +308,7 @@ def test_settings_of_yarn_that_llama_cpp_reads_otherwise_are_refused(tmp_path, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "a qwen2 model"),
+        ({"model_type": "gemma2"}, "a gemma2 model"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"stretches the rotary positions \(yarn\)"),
         ({"hidden_size": "wide"}, "not a LLaMA model's"),
         ({"intermediate_size": 200}, r"gate_proj\.weight is \(192, 64\) where config\.json .* \(200, 64\)"),

@@ -168,7 +168,7 @@ def test_any_width_is_said_and_read_back(pairs, width):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2"}, "a qwen2 model"),
+        ({"model_type": "gemma2"}, "a gemma2 model"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, r"stretches the rotary positions \(yarn\)"),
         ({"attention_bias": True}, "no tensor .*_proj.bias"),
         ({"hidden_size": "wide"}, "not a LLaMA model's"),

@@ -13,14 +13,17 @@ from components.extend_tokenizer.embedding_rows import CHUNK, new_rows
 from components.extend_tokenizer.extender import extend_tokenizer
 from components.extend_tokenizer.options import ExtendTokenizer
 from components.extend_tokenizer.pieces import splits
+from tests.loaded_model import load_model
 from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
+from zhllama.data.corpus import choose_texts
 from zhllama.errors import InputError
+from zhllama.inference.scoring import score_text
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import DEFAULT
 from zhllama.tokenizer.vocabulary import Relation, load_encoder
-from zhllama.weights.meta_format import EMBEDDING, HEAD
 from zhllama.weights.safetensors_io import INDEX, Checkpoint
 
 
@@ -109,14 +112,17 @@ def test_the_published_tokenizer_gives_sentencepieces_ids(extended, chinese_text
     assert found == [[encoder.bos, *ids] for ids in encoder.encode_batch(texts)]
 
 
-def test_a_new_row_is_the_mean_of_its_old_pieces_at_their_norm(base, extended):
-    table = Checkpoint(base).read(EMBEDDING).float()
-    encoder = load_encoder(extended, "")
+@pytest.mark.parametrize("table", [EMBEDDING, HEAD])
+@pytest.mark.parametrize("init", ["piece-mean", "piece-mean-norm"])
+def test_a_new_row_is_the_mean_of_its_old_pieces(tmp_path, base, extended, tiny_model, chinese, init, table):
+    found = extended if init == "piece-mean" else extend(tmp_path, tiny_model, chinese, init=init)
+    encoder = load_encoder(found, "")
     piece = next(piece for piece in encoder.pieces[800:] if len(piece) == 2)
-    parts = table[splits(load_encoder(base, "").model, [piece])[0]]
+    parts = Checkpoint(base).read(table).float()[splits(load_encoder(base, "").model, [piece])[0]]
     mean = parts.mean(dim=0)
-    row = Checkpoint(extended).read(EMBEDDING)[encoder.pieces.index(piece)].float()
-    torch.testing.assert_close(row, mean / mean.norm() * parts.norm(dim=1).mean(), atol=1e-3, rtol=1e-3)
+    row = Checkpoint(found).read(table)[encoder.pieces.index(piece)].float()
+    wanted = mean if init == "piece-mean" else mean / mean.norm() * parts.norm(dim=1).mean()
+    torch.testing.assert_close(row, wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_normal_rows_are_the_recipes_and_the_same_for_a_seed(tmp_path, tiny_model, chinese):
@@ -321,10 +327,10 @@ def broken_model(tmp_path, llama_tokenizer, fault):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("rows", r"tokenizer\.model has 800 pieces and \S+ 700 rows"),
-        ("tokenizer", "no tokenizer.model in it .*as LLaMA 3 has it.*: byte-level tokenizers are not supported"),
+        ("rows", r"its tokenizer has 800 pieces and \S+ 700 rows"),
+        ("tokenizer", "no tokenizer.model in it, and no tokenizer.json with a vocabulary; give a tokenizer"),
         ("junk", "not a SentencePiece model"),
-        ("llama 3", "a byte-level BPE tokenizer as LLaMA 3's .* is not supported, give a model of LLaMA 1's or 2's"),
+        ("llama 3", "a byte-level BPE tokenizer as LLaMA 3's .*; give a model with its tokenizer.json"),
         ("config", "no config.json in it"),
         ("json", "config.json is no JSON object"),
         ("weights", "no model.safetensors"),
@@ -403,3 +409,50 @@ def test_room_is_asked_for_before_anything_is_written(tmp_path, tiny_model, chin
     with pytest.raises(InputError, match=r"--store .* will be needed and 1\.0 kB are free"):
         extend(tmp_path / "store", tiny_model, chinese)
     assert [path for path in (tmp_path / "store").rglob("*") if path.is_file()] == []
+
+
+# --- what the model knows before it is trained ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured_texts(tmp_path, chinese_text, english_text):
+    for name, lines in (("chinese", chinese_text[:20]), ("english", english_text[:20])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(lines))
+    return f"{tmp_path}/chinese.txt,{tmp_path}/english.txt"
+
+
+def test_it_is_measured_before_and_after_as_the_published_model_has_it(
+    tmp_path, tiny_model, extended_model, chinese, measured_texts, chinese_text, english_text
+):
+    found = extend(tmp_path / "store", tiny_model, chinese, measure=measured_texts)
+    base, extended = load_model(tiny_model), load_model(extended_model)
+    for measured, lines in zip(found.manifest.facts["measured"], (chinese_text[:20], english_text[:20]), strict=True):
+        texts = choose_texts(lines, 50_000)
+        assert measured["before"] == pytest.approx(score_text(base, texts, ""))
+        # the tables of the published model are float16, as its base's are
+        assert measured["after"] == pytest.approx(score_text(extended, texts, "", base.encoder.size), rel=1e-4)
+    # what was measured is no part of what the artifact is
+    assert b'"measured"' not in storage.read_bytes(found.manifest.reference)
+
+
+@pytest.fixture
+def sure_model(tmp_path, tiny_model):
+    """The tiny model with a head that makes it sure of what it says, as a trained one is."""
+    model = load_model(tiny_model).model
+    model.get_output_embeddings().weight.data *= 200
+    model.save_pretrained(tmp_path / "sure")
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "sure" / name).write_bytes(open_artifact(tiny_model).read(name))
+    return tmp_path / "sure"
+
+
+@pytest.mark.parametrize(("init", "ready"), [("piece-mean", True), ("piece-mean-norm", False), ("mean", True)])
+def test_rows_that_take_the_probability_from_others_are_warned_of(
+    tmp_path, sure_model, chinese, measured_texts, caplog, init, ready
+):
+    with caplog.at_level("INFO"):
+        extend(tmp_path / "store", sure_model, chinese, measure=measured_texts, init=init)
+    said = [record for record in caplog.records if "before any training" in record.getMessage()]
+    assert [record.levelname for record in said] == ["INFO", "INFO" if ready else "WARNING"]
+    assert "english.txt" in said[1].getMessage()
+    assert ("rows that are not ready" in said[1].getMessage()) is not ready

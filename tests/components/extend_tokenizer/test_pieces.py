@@ -8,9 +8,9 @@ from sentencepiece import SentencePieceProcessor
 from components.extend_tokenizer.extender import differing, probe
 from components.extend_tokenizer.pieces import extended, is_chinese, splits, unreachable
 from zhllama.errors import InputError
-from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import CONTROL, NORMAL, parse_model
-from zhllama.tokenizer.vocabulary import Encoder, Relation
+from zhllama.tokenizer.vocabulary import Relation
 
 
 def extension_of(llama_tokenizer, *chinese, scores="distinct", pieces="han", pad=True):
@@ -47,19 +47,25 @@ def test_scores_are_distinct_and_below_the_lowest_ordinary_one(llama_tokenizer, 
 
 
 def test_the_padding_piece_is_never_encoded(llama_tokenizer, chinese_tokenizer):
-    encoder = Encoder(extension_of(llama_tokenizer, chinese_tokenizer).model)
+    encoder = SentencePieceEncoder(extension_of(llama_tokenizer, chinese_tokenizer).model)
     assert encoder.pad == encoder.size - 1
     assert encoder.pad not in encoder.encode("[PAD] [PAD]")
 
 
 def test_english_keeps_every_id(llama_tokenizer, chinese_tokenizer, english_text):
-    before, after = Encoder(llama_tokenizer), Encoder(extension_of(llama_tokenizer, chinese_tokenizer).model)
+    before, after = (
+        SentencePieceEncoder(llama_tokenizer),
+        SentencePieceEncoder(extension_of(llama_tokenizer, chinese_tokenizer).model),
+    )
     assert len(english_text) >= 1500
     assert after.encode_batch(english_text) == before.encode_batch(english_text)
 
 
 def test_chinese_takes_fewer_tokens(llama_tokenizer, chinese_tokenizer, chinese_text):
-    before, after = Encoder(llama_tokenizer), Encoder(extension_of(llama_tokenizer, chinese_tokenizer).model)
+    before, after = (
+        SentencePieceEncoder(llama_tokenizer),
+        SentencePieceEncoder(extension_of(llama_tokenizer, chinese_tokenizer).model),
+    )
     tokens = [sum(map(len, encoder.encode_batch(chinese_text))) for encoder in (before, after)]
     assert tokens[0] / tokens[1] > 3
 
@@ -89,7 +95,10 @@ def test_a_piece_with_a_character_that_has_no_piece_stays_away(llama_tokenizer, 
         stray.pieces.add(piece=text, score=0)
     made = extension_of(llama_tokenizer, stray.SerializeToString())
     assert not {"☆", "☆好", "好，☆"} & set(made.appended)
-    assert differing(tokenizer_files(made.model), Encoder(made.model), ["☆好", "很好，☆☆好"]) == 0
+    assert (
+        differing(SentencePieceEncoder(made.model).files(), SentencePieceEncoder(made.model), ["☆好", "很好，☆☆好"])
+        == 0
+    )
     recipe = extension_of(llama_tokenizer, stray.SerializeToString(), pieces="all")
     assert {"☆", "☆好", "好，☆"} <= set(recipe.appended)
 
@@ -108,8 +117,8 @@ def test_without_a_chinese_model_only_the_padding_piece_is_appended(llama_tokeni
     plain = extension_of(llama_tokenizer, chinese_tokenizer, scores="zero", pieces="all", pad=False)
     padded = extended(plain.model, [], "zero", "all", pad=True)
     assert padded.appended == ["[PAD]"]
-    contract = Encoder(padded.model).vocabulary(also_at=[Encoder(plain.model).size])
-    assert contract.relation_to(Encoder(plain.model).vocabulary()) is Relation.EXTENDS
+    contract = SentencePieceEncoder(padded.model).vocabulary(also_at=[SentencePieceEncoder(plain.model).size])
+    assert contract.relation_to(SentencePieceEncoder(plain.model).vocabulary()) is Relation.EXTENDS
 
 
 def test_a_model_that_gives_nothing_new_is_named(llama_tokenizer, chinese_tokenizer):
@@ -124,7 +133,7 @@ def test_padding_twice_is_refused(llama_tokenizer):
 
 
 def test_pieces_are_split_as_the_old_vocabulary_splits_them(llama_tokenizer):
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     (han, english) = splits(llama_tokenizer, ["中", "string"])
     assert [encoder.pieces[index] for index in han] == ["<0xE4>", "<0xB8>", "<0xAD>"]
     assert "".join(encoder.pieces[index] for index in english) == "string"
@@ -150,15 +159,15 @@ def test_a_unigram_models_pieces_are_completed_and_all_reached(llama_tokenizer, 
     assert made.appended == [*own, *made.completing, "[PAD]"]
     assert all(is_chinese(text) for text in made.completing)
     lines = probe(made.appended, seed=5) + chinese_text
-    assert differing(tokenizer_files(made.model), Encoder(made.model), lines) == 0
+    assert differing(SentencePieceEncoder(made.model).files(), SentencePieceEncoder(made.model), lines) == 0
 
 
 def test_models_of_both_kinds_are_appended_in_turn(llama_tokenizer, chinese_tokenizer, unigram_tokenizer, english_text):
     made = extension_of(llama_tokenizer, chinese_tokenizer, unigram_tokenizer)
     assert unreachable(made) == 0
-    encoder = Encoder(made.model)
-    assert encoder.encode_batch(english_text) == Encoder(llama_tokenizer).encode_batch(english_text)
-    assert differing(tokenizer_files(made.model), encoder, probe(made.appended, seed=6)) == 0
+    encoder = SentencePieceEncoder(made.model)
+    assert encoder.encode_batch(english_text) == SentencePieceEncoder(llama_tokenizer).encode_batch(english_text)
+    assert differing(SentencePieceEncoder(made.model).files(), encoder, probe(made.appended, seed=6)) == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -172,14 +181,21 @@ def test_whatever_is_appended_merges_reach_it(llama_tokenizer, texts):
     assert unreachable(made) == 0
     assert {*letters, *texts} <= {*made.appended, *made.dropped}
     lines = ["".join(texts), " ".join(texts), "".join(reversed(texts))]
-    assert differing(tokenizer_files(made.model), Encoder(made.model), lines) == 0
+    assert differing(SentencePieceEncoder(made.model).files(), SentencePieceEncoder(made.model), lines) == 0
 
 
 def test_a_piece_with_two_spaces_in_a_row_is_left_out(llama_tokenizer):
     made = extension_of(llama_tokenizer, with_pieces(llama_tokenizer, "丁", "丁▁", "丁▁▁▁", "▁▁丁"))
     assert made.appended == ["丁", "丁▁", "[PAD]"]
     assert made.left_out == 2
-    assert differing(tokenizer_files(made.model), Encoder(made.model), ["丁    丁", "丁   丁", "  丁  丁"]) == 0
+    assert (
+        differing(
+            SentencePieceEncoder(made.model).files(),
+            SentencePieceEncoder(made.model),
+            ["丁    丁", "丁   丁", "  丁  丁"],
+        )
+        == 0
+    )
 
 
 def test_with_zero_scores_nothing_is_completed_and_what_is_missed_is_counted(llama_tokenizer):
@@ -193,7 +209,9 @@ def test_with_zero_scores_nothing_is_completed_and_what_is_missed_is_counted(lla
 def test_with_all_pieces_a_character_without_a_piece_gets_one(llama_tokenizer):
     made = extension_of(llama_tokenizer, with_pieces(llama_tokenizer, "☆好☆"), pieces="all", pad=False)
     assert made.appended == ["☆好☆", "☆", "好", "好☆"]
-    assert differing(tokenizer_files(made.model), Encoder(made.model), ["☆好☆好", "a☆好☆"]) == 0
+    assert (
+        differing(SentencePieceEncoder(made.model).files(), SentencePieceEncoder(made.model), ["☆好☆好", "a☆好☆"]) == 0
+    )
 
 
 def test_with_distinct_scores_the_fast_tokenizer_differs_on_no_line(
@@ -201,13 +219,13 @@ def test_with_distinct_scores_the_fast_tokenizer_differs_on_no_line(
 ):
     made = extension_of(llama_tokenizer, tying_tokenizer)
     lines = probe(made.appended, seed=5) + chinese_text + english_text
-    assert differing(tokenizer_files(made.model), Encoder(made.model), lines) == 0
+    assert differing(SentencePieceEncoder(made.model).files(), SentencePieceEncoder(made.model), lines) == 0
 
 
 def test_with_zero_scores_the_differing_lines_are_counted(llama_tokenizer, tying_tokenizer):
     made = extension_of(llama_tokenizer, tying_tokenizer, scores="zero")
     lines = probe(made.appended, seed=5)
-    assert differing(tokenizer_files(made.model), Encoder(made.model), lines) > 0
+    assert differing(SentencePieceEncoder(made.model).files(), SentencePieceEncoder(made.model), lines) > 0
 
 
 def test_the_probe_holds_what_breaks_tokenizers(llama_tokenizer):

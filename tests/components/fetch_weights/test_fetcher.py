@@ -453,8 +453,12 @@ def test_a_missing_shard_is_missed_over_http_too(tmp_path, http, tiny_meta):
             lambda m: (m / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 700})),
             "has 800 pieces and .* says 700",
         ),
+        (
+            lambda m: (m / "config.json").write_text(json.dumps({"model_type": "gemma2"})),
+            "is of a gemma2 model .* only LLaMA, Mistral, Qwen2 and Qwen3",
+        ),
     ],
-    ids=["shard", "index", "config", "vocabulary"],
+    ids=["shard", "index", "config", "vocabulary", "architecture"],
 )
 def test_an_incomplete_model_is_refused(tmp_path, model, change, message):
     change(model)

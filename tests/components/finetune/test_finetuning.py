@@ -165,9 +165,9 @@ def one_by_one(tiny_model, llama_tokenizer, tmp_path) -> str:
     from tests.packed_data import Segment, blocks_of
     from zhllama.artifacts.writer import ArtifactWriter
     from zhllama.data.packed import KIND, TRAIN, PackedWriter, packed_facts
-    from zhllama.tokenizer.vocabulary import Encoder
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     out = ArtifactWriter(str(tmp_path / "faithful"), "prepare_dataset", "key", {"packing": "faithful"})
     with PackedWriter(out, TRAIN, 64, encoder.size, 0) as split:
         for number in range(40):

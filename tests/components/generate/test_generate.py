@@ -23,6 +23,7 @@ from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
+from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.vocabulary import load_encoder
 
@@ -100,6 +101,34 @@ def test_a_special_token_in_a_question_is_text_as_in_training(tiny_model: str) -
     encoder = load_encoder(open_artifact(tiny_model), "--model")
     assert (text, ids) == (RECIPE.wrap("a</s>b"), [encoder.bos, *encoder.encode(RECIPE.wrap("a</s>b"))])
     assert encoder.eos not in ids
+
+
+SAID = [
+    {"role": "system", "content": "短"},
+    {"role": "user", "content": "写诗。"},
+    {"role": "assistant", "content": "春风"},
+    {"role": "user", "content": "再来"},
+]
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_conversation_is_asked_up_to_its_last_answer(tiny_model: str, tmp_path: Path, answered: bool) -> None:
+    more = [{"role": "assistant", "content": "好"}] if answered else []
+    (tmp_path / "items.json").write_text(json.dumps([{"messages": SAID + more}, *items]))
+    config = Generate(model=tiny_model, input=str(tmp_path / "items.json"))
+    first, *others = questions(config, Inputs(config))
+    chat = Chat(load_encoder(open_artifact(tiny_model), "--model"), RECIPE.template)
+    assert first.text == f"{RECIPE.wrap('短' + chr(10) + '写诗。')}春风</s>{RECIPE.wrap('再来')}"
+    assert first.ids == chat.ids(SAID, trained=True)
+    assert [one.text for one in others] == [RECIPE.wrap("翻译。\nOpen file"), RECIPE.wrap("写诗。")]
+
+
+def test_a_conversation_that_the_template_refuses_is_named(chatml_model: Path, tmp_path: Path) -> None:
+    (chatml_model / "chat_template.jinja").write_text("{{ 'x' if messages | length == 1 else raise_exception('one') }}")
+    (tmp_path / "items.json").write_text(json.dumps([*items, {"messages": SAID}]))
+    config = Generate(model=str(chatml_model), input=str(tmp_path / "items.json"))
+    with pytest.raises(InputError, match=r"--input .*items.json: item 3: the model's chat template refuses .*: one"):
+        questions(config, Inputs(config))
 
 
 def test_compressed_items_are_items(tmp_path: Path) -> None:

@@ -115,7 +115,16 @@ def test_every_form_gives_the_same_items(name: str, tmp_path: Path) -> None:
     source.write_bytes(FORMS[name])
     manifest = imported(source, tmp_path / "store")
     with_input = not name.startswith(("sharegpt", "messages"))
-    assert items_of(manifest) == [{**item, "input": item["input"] if with_input else ""} for item in ITEMS]
+    wanted: list[dict[str, Any]] = [{**item, "input": item["input"] if with_input else ""} for item in ITEMS]
+    if name.startswith("sharegpt"):
+        wanted = [
+            {
+                "instruction": "再来一个", "input": "", "output": "好的，再来一个。", "system": "你是助手",
+                "history": [[item["instruction"], item["output"]]],
+            }
+            for item in ITEMS
+        ]  # fmt: skip
+    assert items_of(manifest) == wanted
     form = "alpaca" if with_input else "conversation"
     assert card_of(manifest)["records"] == {"alpaca": 0, "conversation": 0, "unknown": 0} | {form: 3}
 
@@ -164,8 +173,8 @@ def test_several_sources_are_one_and_what_is_dropped_is_reported(tmp_path: Path)
     assert [item["instruction"][:2] for item in items_of(manifest)] == ["写一", "把句", "列出", "解释"]
     card = card_of(manifest)
     assert {rule: count for rule, count in card["fallen"].items() if count} == {
-        "unreadable": 3, "no instruction": 3, "no output": 2, "speaks as a model": 1, "language": 1,
-        "exact duplicate": 2,
+        "unreadable": 3, "conversation": 1, "no instruction": 2, "no output": 2, "speaks as a model": 1,
+        "language": 1, "exact duplicate": 2,
     }  # fmt: skip
     assert sum(card["records"].values()) == 16 == len(items_of(manifest)) + sum(card["fallen"].values())
     assert manifest.facts["summary"] == "4 items, 12 left out, of 16 records"
@@ -243,4 +252,56 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path, name: str, content: by
 def test_a_conversation_that_begins_otherwise_gives_no_item() -> None:
     value, form = alpaca_of({"messages": [{"role": "assistant", "content": "你好"}, {"role": "user", "content": "好"}]})
     assert form == "conversation"
-    assert value["output"] is None
+    assert "it begins with an answer" in str(value)
+
+
+TURNS = [
+    {"from": "human", "value": "写一首关于春天的诗"},
+    {"from": "gpt", "value": "春风吹绿了江南岸。"},
+    {"from": "human", "value": "谢谢"},
+    {"from": "gpt", "value": "不客气。"},
+]
+
+
+def test_a_conversation_is_taken_up_to_its_last_answer() -> None:
+    value, _ = alpaca_of({"conversations": TURNS[:3]})
+    assert value == {"instruction": TURNS[0]["value"], "input": "", "output": TURNS[1]["value"], "history": []}
+
+
+def test_alpacas_history_and_system_are_imported() -> None:
+    pair = [TURNS[0]["value"], TURNS[1]["value"]]
+    value, form = alpaca_of({"prompt": "谢谢", "response": "不客气。", "history": [pair], "system": "你是助手"})
+    assert form == "alpaca"
+    assert value == {"instruction": "谢谢", "input": "", "output": "不客气。", "system": "你是助手", "history": [pair]}
+
+
+@pytest.mark.parametrize(
+    ("turn", "rule"),
+    [
+        ({"from": "tool", "value": "42"}, "conversation"),
+        ({"from": "gpt", "value": "作为一个AI语言模型，我没有感受。"}, "speaks as a model"),
+        ({"from": "gpt", "value": "好" * 5000}, "output length"),
+        ({"from": "gpt", "value": "坏\ufffd"}, "unreadable"),
+    ],
+    ids=["a tool", "speaks as a model", "long", "lost"],
+)
+def test_every_turn_of_a_conversation_is_held_to_the_rules(turn: dict[str, str], rule: str) -> None:
+    harvest = Harvest(load_catalogue(), Seen())
+    value, _ = alpaca_of({"conversations": [TURNS[0], turn, *TURNS[2:]]})
+    assert not harvest.take(value)
+    assert {name for name, count in harvest.fallen.items() if count} == {rule}
+    assert harvest.samples[rule]
+
+
+def test_conversations_that_end_alike_are_no_duplicates() -> None:
+    harvest = Harvest(load_catalogue(), Seen())
+    other = [{"from": "human", "value": "列出五个省的名字"}, {"from": "gpt", "value": "河北、山西、江苏。"}]
+    assert all(harvest.take(alpaca_of({"conversations": begin + TURNS[2:]})[0]) for begin in (TURNS[:2], other))
+    assert not harvest.take(alpaca_of({"conversations": TURNS})[0])
+
+
+def test_conversations_are_no_examples_of_a_request(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(listed(ITEMS))
+    (tmp_path / "seeds.json").write_bytes(listed([{"conversations": TURNS}]))
+    with pytest.raises(InputError, match=r"--seeds .*seeds.json: item 1: a conversation cannot be shown"):
+        imported(tmp_path / "a.json", tmp_path / "store", seeds=str(tmp_path / "seeds.json"))

@@ -18,6 +18,7 @@ from components.merge_adapters import proof, stream
 from components.merge_adapters.merger import merge_adapters
 from components.merge_adapters.options import MergeAdapters
 from tests.folders import add_folder
+from tests.loaded_model import load_model
 from tests.packed_data import quantise
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
@@ -26,6 +27,7 @@ from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import RECIPE
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import load_encoder
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.safetensors_io import Checkpoint
@@ -417,9 +419,8 @@ def test_more_pieces_without_their_rows_are_refused_by_their_names(tmp_path, tin
 
 
 def of_fast(model: bytes) -> dict[str, bytes]:
-    from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 
-    return {"tokenizer.json": tokenizer_files(model)["tokenizer.json"]}
+    return {"tokenizer.json": SentencePieceEncoder(model).files()["tokenizer.json"]}
 
 
 PADDING = {
@@ -634,6 +635,22 @@ def test_the_special_ids_that_are_published_are_the_tokenizers(tmp_path, model_f
     assert config["transformers_version"]
     (line,) = [line for line in caplog.messages if "the tokenizer counts" in line]
     assert "config.json says bos 0, eos 1, pad 0 and generation_config.json says bos 0, eos 1, pad 0" in line
+
+
+def test_a_model_stops_where_its_chat_template_ends_an_answer(tmp_path, chatml_model, make_adapter):
+    """As of a base that is not tuned: ChatML beside the end of a text as EOS."""
+    from tests.byte_level_bases import CHATML
+
+    for name in ("config.json", "generation_config.json"):
+        change_json(chatml_model / name, eos_token_id=2)
+    change_json(chatml_model / "tokenizer_config.json", eos_token="</s>")
+    (chatml_model / "chat_template.jinja").write_text(CHATML)
+    artifact = open_artifact(merge(tmp_path / "store", chatml_model, make_adapter(1)).reference)
+    assert json.loads(artifact.read("generation_config.json"))["eos_token_id"] == [2, 801]
+    assert json.loads(artifact.read("config.json"))["eos_token_id"] == 2
+    assert load_model(str(artifact.root)).stops == (2, 801)
+    # laid over its base too
+    assert load_model(str(chatml_model), str(make_adapter(2))).stops == (2, 801)
 
 
 def test_the_model_card_says_what_is_known(tmp_path, model_folder, make_adapter):

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from components.prepare_dataset import examples
 from components.prepare_dataset.examples import Examples, instruction_examples, text_examples
+from zhllama.data.conversations import Item
 from zhllama.data.corpus import Documents
 from zhllama.data.packed import IGNORED
 from zhllama.tokenizer.prompt import DEFAULT, PROMPTS, RECIPE, Prompt, question_of
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import Encoder
 
 texts = st.text(
@@ -22,7 +24,7 @@ items = st.fixed_dictionaries({"instruction": texts, "input": st.just("") | text
 
 @pytest.fixture(scope="module")
 def encoder(llama_tokenizer) -> Encoder:
-    return Encoder(llama_tokenizer)
+    return SentencePieceEncoder(llama_tokenizer)
 
 
 def sample(item: dict[str, str], encoder: Encoder, block_size: int, prompted: Prompt) -> tuple[list[int], list[int]]:
@@ -64,6 +66,23 @@ def test_items_are_the_recipes_samples_or_one_text(encoder, prompt, given_items,
         assert example.has_loss.tolist() == [any(label != IGNORED for label in labels)]
         assert [json.loads(record) for record in example.records(encoder)] == [item]
         assert example.identities == [RECIPE.wrap(question_of(item)).encode()]
+
+
+CONVERSATION = Item(instruction="x", input="", output="y", history=[["a", "b"]])
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+@settings(max_examples=40, deadline=None)
+@given(given_items=st.lists(items, min_size=1, max_size=4), block_size=st.integers(60, 400))
+def test_an_item_has_the_same_ids_beside_a_conversation(encoder, prompt, given_items, block_size):
+    alone = one_by_one(list(instruction_examples([*map(Item, given_items)], encoder, block_size, prompt)))
+    beside = [*map(Item, given_items), CONVERSATION]
+    *found, _ = one_by_one(list(instruction_examples(beside, encoder, block_size, prompt)))
+    for one, other in zip(alone, found, strict=True):
+        assert one.segments.ids.tolist() == other.segments.ids.tolist()
+        assert one.segments.marked.tolist() == other.segments.marked.tolist()
+        assert one.segments.prompts.tolist() == other.segments.prompts.tolist()
+        assert (one.identities, one.contents) == (other.identities, other.contents)
 
 
 @settings(max_examples=60, deadline=None)

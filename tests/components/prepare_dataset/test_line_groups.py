@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from components.prepare_dataset.examples import Examples, line_groups, text_examples
 from tests.packed_data import Segment, in_arrays
 from zhllama.data.corpus import Documents
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import Encoder
 
 BLOCK = 16
@@ -17,7 +18,7 @@ BLOCK = 16
 
 @pytest.fixture(scope="module")
 def encoder(llama_tokenizer) -> Encoder:
-    return Encoder(llama_tokenizer)
+    return SentencePieceEncoder(llama_tokenizer)
 
 
 def recipes_blocks(lines, block_size):

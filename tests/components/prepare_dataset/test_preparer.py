@@ -21,6 +21,7 @@ from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import DEFAULT, RECIPE, question_of
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 from zhllama.training.inputs import vocabulary_of
 from zhllama.weights.fit import require_equal
@@ -44,7 +45,7 @@ def tokenizer(tmp_path, llama_tokenizer):
 
 @pytest.fixture
 def encoder(llama_tokenizer) -> Encoder:
-    return Encoder(llama_tokenizer)
+    return SentencePieceEncoder(llama_tokenizer)
 
 
 @pytest.fixture

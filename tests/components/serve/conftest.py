@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fake_engine import FakeEngine
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import Encoder
 
 
 @pytest.fixture(scope="module")
 def encoder(llama_tokenizer: bytes) -> Encoder:
-    return Encoder(llama_tokenizer)
+    return SentencePieceEncoder(llama_tokenizer)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError, StorageFault
 from zhllama.tokenizer.prompt import RECIPE
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
 KEY = "a-key-for-the-tests-only"
 CHAT = "/v1/chat/completions"
@@ -31,7 +31,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture
 def engine(llama_tokenizer: bytes) -> Iterator[FakeEngine]:
-    with FakeEngine(Encoder(llama_tokenizer), api_key=KEY) as made:
+    with FakeEngine(SentencePieceEncoder(llama_tokenizer), api_key=KEY) as made:
         yield made
 
 

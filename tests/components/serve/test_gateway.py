@@ -27,6 +27,7 @@ from tests.components.serve.fronts import listening_front
 from tests.fake_engine import FakeEngine
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import RECIPE
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import Encoder
 
 KEY = "a-key-for-the-tests-only"
@@ -264,7 +265,7 @@ _FIELDS = ("model", "messages", "prompt", "temperature", "top_p", "max_tokens", 
 @given(st.dictionaries(st.sampled_from(_FIELDS), _json, max_size=6), st.booleans())
 @settings(max_examples=300)
 def test_whatever_is_asked_is_in_order_or_a_4xx(llama_tokenizer: bytes, asked: dict[str, Any], usable: bool) -> None:
-    limits = Limits("zhllama", Chat(Encoder(llama_tokenizer)), 256)
+    limits = Limits("zhllama", Chat(SentencePieceEncoder(llama_tokenizer)), 256)
     given_body = {**asked, **(body() if usable else {}), **({"prompt": "x"} if usable else {})}
     for check in (chat, completion):
         try:

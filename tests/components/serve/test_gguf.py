@@ -233,7 +233,7 @@ def test_what_is_no_gguf_or_cut_short_is_refused_in_one_line(file: Path) -> None
     content = file.read_bytes()
     for damaged in (content[:1000], b"GGUF", b"nonsense" * 100):
         file.write_bytes(damaged)
-        with pytest.raises(InputError, match="not a GGUF file, or cut short"):
+        with pytest.raises(InputError, match="not a GGUF file, or damaged"):
             check_gguf(file, None, "--model m")
 
 

@@ -21,7 +21,7 @@ from zhllama.inference.generate import answer
 from zhllama.inference.sampling import Sampling
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.chat import Chat, asked
-from zhllama.tokenizer.fast_tokenizer import load_fast, tokenizer_files
+from zhllama.tokenizer.fast_tokenizer import load_fast
 from zhllama.tokenizer.prompt import DEFAULT
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -73,7 +73,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory, extended_model: str, encode
     assert loss < 0.05
     folder = tmp_path_factory.mktemp("taught")
     trained.model.save_pretrained(folder)
-    for name, content in tokenizer_files(encoder.model, chat_template=DEFAULT.template).items():
+    for name, content in encoder.files(template=DEFAULT.template).items():
         (folder / name).write_bytes(content)
     return folder
 
@@ -142,7 +142,7 @@ def test_every_engine_reads_a_conversation_as_the_ids_of_training(clients, taugh
     found = {
         "transformers": list(auto.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)),
         "vLLM's way": auto(text, add_special_tokens=False)["input_ids"],
-        "tokenizers": load_fast(tokenizer_files(encoder.model)).encode(text, add_special_tokens=False).ids,
+        "tokenizers": load_fast(encoder.files()).encode(text, add_special_tokens=False).ids,
     }
     model = llama_cpp.Llama(model_path=str(file), vocab_only=True, verbose=False)
     template = model.metadata["tokenizer.chat_template"]

@@ -9,7 +9,7 @@ import pytest
 from components.serve.openapi import described
 from components.serve.requests import ApiError, Limits, detokenized
 from zhllama.tokenizer.chat import Chat
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder as Encoder
 
 
 @pytest.mark.parametrize(

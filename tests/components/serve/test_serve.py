@@ -39,9 +39,9 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.chat import Chat
 from zhllama.tokenizer.prompt import RECIPE
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.special_ids import special_ids
-from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.settings import GENERATION
 
@@ -113,7 +113,7 @@ def test_chat_streams_the_same_answer(client: openai.OpenAI, greedy_answer: str)
 @pytest.mark.slow
 def test_a_question_costs_the_tokens_of_the_training_prompt(client: openai.OpenAI, llama_tokenizer: bytes) -> None:
     made: Any = client.chat.completions.create(model="zhllama", messages=QUESTION, max_tokens=1)
-    assert made.usage.prompt_tokens == 1 + len(Encoder(llama_tokenizer).encode(RECIPE.wrap("你好")))
+    assert made.usage.prompt_tokens == 1 + len(SentencePieceEncoder(llama_tokenizer).encode(RECIPE.wrap("你好")))
 
 
 @pytest.mark.slow
@@ -402,16 +402,16 @@ def drop_fast_tokenizer(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (change_merges, "other ids than tokenizer.model"),
-        (drop_bos, "other ids than tokenizer.model"),
-        (change_template, "other ids than tokenizer.model for a question"),
+        (change_merges, "other ids than training"),
+        (drop_bos, "other ids than training"),
+        (change_template, "other ids than training for a question"),
         (drop_fast_tokenizer, "no tokenizer.json"),
     ],
 )
 def test_a_tokenizer_that_is_not_the_trained_one_is_refused(
     folder: Path, llama_tokenizer: bytes, change: Any, line: str
 ) -> None:
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     check_tokenizer(folder, encoder, "--model m", Chat(encoder))
     change(folder)
     with pytest.raises(InputError, match=line):
@@ -419,7 +419,7 @@ def test_a_tokenizer_that_is_not_the_trained_one_is_refused(
 
 
 def test_a_model_is_asked_by_its_own_template(folder: Path, llama_tokenizer: bytes) -> None:
-    encoder, template = Encoder(llama_tokenizer), "{{ bos_token }}问：{{ messages[-1]['content'] }}\n答："
+    encoder, template = SentencePieceEncoder(llama_tokenizer), "{{ bos_token }}问：{{ messages[-1]['content'] }}\n答："
     change_template(folder)
     (folder / "manifest.json").unlink()
     (folder / "chat_template.jinja").write_text(template)
@@ -432,7 +432,7 @@ def test_a_model_is_asked_by_its_own_template(folder: Path, llama_tokenizer: byt
 
 
 def test_a_conversation_that_the_template_refuses_is_the_clients_fault(llama_tokenizer: bytes) -> None:
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     limits = Limits("zhllama", Chat(encoder, "{{ raise_exception('no system message') }}"), 256)
     with pytest.raises(ApiError, match="refuses this conversation: no system message") as raised:
         chat_request({"model": "zhllama", "messages": QUESTION}, limits)
@@ -443,7 +443,7 @@ def test_a_model_without_a_template_is_refused(folder: Path, llama_tokenizer: by
     change_template(folder, None)
     (folder / "manifest.json").unlink()
     with pytest.raises(InputError, match="no chat template"):
-        chat_of(open_artifact(str(folder)), Encoder(llama_tokenizer))
+        chat_of(open_artifact(str(folder)), SentencePieceEncoder(llama_tokenizer))
 
 
 def test_what_the_model_says_of_sampling_wins_over_the_recipe(
@@ -451,7 +451,11 @@ def test_what_the_model_says_of_sampling_wins_over_the_recipe(
 ) -> None:
     (folder / GENERATION).write_text('{"temperature": 0.7}')
     (folder / "manifest.json").unlink()
-    lay_out(Checkpoint(open_artifact(str(folder))), tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
+    lay_out(
+        Checkpoint(open_artifact(str(folder))),
+        tmp_path / "view",
+        special_ids(SentencePieceEncoder(llama_tokenizer), {}, ""),
+    )
     settings = json.loads((tmp_path / "view" / GENERATION).read_text())
     assert settings["temperature"] == 0.7
     assert settings["top_k"] == 40
@@ -462,7 +466,11 @@ def test_the_server_stops_by_the_tokenizer_and_not_by_what_the_model_says(
 ) -> None:
     (folder / GENERATION).write_text('{"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}')
     (folder / "manifest.json").unlink()
-    lay_out(Checkpoint(open_artifact(str(folder))), tmp_path / "view", special_ids(Encoder(llama_tokenizer), {}, ""))
+    lay_out(
+        Checkpoint(open_artifact(str(folder))),
+        tmp_path / "view",
+        special_ids(SentencePieceEncoder(llama_tokenizer), {}, ""),
+    )
     settings = json.loads((tmp_path / "view" / GENERATION).read_text())
     assert [settings[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [1, 2, 2]
 
@@ -507,7 +515,7 @@ def swap_tokenizer(folder: Path) -> None:
     [
         (cut_shard, "cut short", "bytes, the manifest says"),
         (drop_shard, "shard .* is missing", "not there, the manifest says"),
-        (swap_tokenizer, "tokenizer.model has 801 pieces and the embedding 800 rows", "bytes, the manifest says"),
+        (swap_tokenizer, "its tokenizer has 801 pieces and the embedding 800 rows", "bytes, the manifest says"),
     ],
 )
 def test_what_is_no_whole_model_is_refused_before_an_engine_starts(

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from components.fetch_weights.__main__ import FetchWeights, fetch_weights
 from pipelines.demo import base_model, material, run
-from pipelines.demo.run import shortfalls, show_report, upload
+from pipelines.demo.bases import SMOLLM2, TOY
+from pipelines.demo.run import show_report, upload
 from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
@@ -51,11 +52,24 @@ def test_two_ways_to_merge_that_differ_are_called_different():
 
 
 def test_a_demo_that_learnt_too_little_is_a_failure():
+    def shortfalls(found: dict) -> list[str]:
+        return TOY.shortfalls(found["models"][0], found["models"][-1])
+
     assert shortfalls(report(0.792)) == []
     assert shortfalls(report(0.64)) == ["64.0% right answers; 65% are expected"]
     longer = report(0.792)
     longer["models"][-1]["tokens_per_character"]["zh"] = 1.0
     assert shortfalls(longer) == ["1.20 times fewer tokens for Chinese; 1.6 are expected"]
+
+
+def test_smollm2_has_to_learn_chinese_and_to_keep_its_english():
+    found = report(0.9)["models"]
+    found[-1]["bits_per_byte"] = {"zh": 2.2, "en": 1.35}
+    assert SMOLLM2.shortfalls(*found) == []
+    found[-1]["bits_per_byte"] = {"zh": 2.3, "en": 1.5}
+    assert SMOLLM2.shortfalls(*found) == [
+        "2.30 bits a byte of Chinese; 2.25 are expected", "1.50 bits a byte of English; 1.40 are expected",
+    ]  # fmt: skip
 
 
 def test_an_upload_is_the_folder_and_nothing_else(store: str, tmp_path: Path):
@@ -151,5 +165,5 @@ def test_a_base_that_cannot_be_made_is_one_line_and_no_base(tmp_path: Path, monk
     (made.english / "english.txt").write_text("text")
     made.tokenizer.write_bytes(b"no tokenizer")
     with pytest.raises(InputError, match="the tiny LLaMA could not be made; what is above says why"):
-        run.base_model(made, tmp_path / "base")
+        TOY.make(made, tmp_path / "base")
     assert not (tmp_path / "base.made-of").exists()

@@ -15,13 +15,15 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
+
+from pipelines.sizes import Architecture
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,6 +43,13 @@ class Case:
     """Options of the training, as one text."""
     documents: int = 2
     """In each block."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Of its architecture: type, key_value_heads, head_width, tied."""
+
+    @property
+    def model(self) -> Architecture:
+        shape = {"width": self.width, "layers": self.layers, "heads": self.heads, "feed_forward": self.feed_forward}
+        return Architecture(**shape, **self.more)
 
     @property
     def pieces_before(self) -> int:
@@ -91,7 +100,7 @@ def measured(case: Case) -> int:
 
     import torch
     from accelerate.state import AcceleratorState
-    from transformers import LlamaConfig
+    from transformers import AutoConfig
 
     from components.finetune.options import Finetune
     from components.pretrain.options import Pretrain
@@ -112,17 +121,10 @@ def measured(case: Case) -> int:
         peak = 0
 
         def base(artifact: Any, dtype: torch.dtype) -> Any:
-            config = LlamaConfig(
-                vocab_size=case.pieces,
-                hidden_size=case.width,
-                intermediate_size=case.feed_forward,
-                num_hidden_layers=case.layers,
-                num_attention_heads=case.heads,
-                max_position_embeddings=2048,
-                tie_word_embeddings=False,
-                dtype=dtype,
-            )
-            found = model.PackedLlama._from_config(config, attn_implementation=model.attention(dtype))
+            said = {name: value for name, value in case.model.config(case.pieces).items() if value is not None}
+            config = AutoConfig.for_model(**said, max_position_embeddings=2048, dtype=dtype)
+            kind = model.packed(case.model.kind.transformers)
+            found = kind._from_config(config, attn_implementation=model.attention(dtype))
             found.config.use_cache = False
             found.requires_grad_(False)
             return found

@@ -28,6 +28,11 @@ WIDE: dict[str, Any] = {"width": 384, "layers": 6, "heads": 6, "feed_forward": 1
 """49 million, most of them in the recipe's vocabulary."""
 DEEP: dict[str, Any] = {"width": 512, "layers": 12, "heads": 8, "feed_forward": 1376, "pieces": 8000}
 """46 million, most of them in the layers."""
+SHARED: dict[str, Any] = {**SMALL, "heads": 8, "more": {"key_value_heads": 2}}
+TIED: dict[str, Any] = {**SMALL, "more": {"tied": True}}
+QWEN3: dict[str, Any] = {
+    **SMALL, "more": {"type": "qwen3", "key_value_heads": 2, "head_width": 128, "tied": True},
+}  # fmt: skip
 
 
 def case(model: dict[str, Any], stage: str, batch: int, block: int, more: str = "--deepspeed none") -> Case:
@@ -41,7 +46,7 @@ def setting(made: Case, processes: int = 1) -> memory.Setting:
     return memory.Setting.of(
         options,
         deepspeed_settings(options),
-        model=Architecture(width=made.width, layers=made.layers, heads=made.heads, feed_forward=made.feed_forward),
+        model=made.model,
         pieces=made.pieces,
         new_rows=made.pieces - made.pieces_before,
         processes=processes,
@@ -81,6 +86,12 @@ PLAIN = {
     "49 million, wide: sft, recomputed": case(WIDE, "sft", 1, 256, f"--deepspeed none {CHECKPOINTING}"),
     "46 million, deep: embeddings, recomputed": case(DEEP, "embeddings", 2, 128, f"--deepspeed none {CHECKPOINTING}"),
     "46 million, deep: lora, recomputed": case(DEEP, "lora", 2, 128, f"--deepspeed none {CHECKPOINTING}"),
+    "shared keys and values: sft": case(SHARED, "sft", 2, 256),
+    "tied: embeddings": case(TIED, "embeddings", 4, 256),
+    "tied: lora": case(TIED, "lora", 2, 128),
+    "tied: new rows": case(TIED, "lora", 2, 128, "--deepspeed none --embedding-rows new"),
+    "qwen3: sft": case(QWEN3, "sft", 2, 256),
+    "qwen3: lora, bfloat16": case(QWEN3, "lora", 4, 128, "--deepspeed none --precision bfloat16"),
     "46 million, deep: sft": case(DEEP, "sft", 1, 256),
 }
 
@@ -194,18 +205,19 @@ def test_operations_are_those_that_the_training_logs(stage):
 
     from zhllama.training.inputs import LoraShape
     from zhllama.training.metrics import flops_per_token as logged
-    from zhllama.training.model import PackedLlama, add_lora, train_embeddings_only
-    from zhllama.training.options import LORA_TARGETS
+    from zhllama.training.model import add_lora, packed, train_embeddings_only
 
+    two_layers = Architecture(width=4096, layers=2, heads=32, feed_forward=11008)
     with torch.device("meta"):
-        model: Any = PackedLlama(
+        model: Any = packed("LlamaForCausalLM")(
             LlamaConfig(vocab_size=49_954, hidden_size=4096, intermediate_size=11008, num_hidden_layers=2)
         ).requires_grad_(False)
         if stage == "embeddings":
             model = train_embeddings_only(model, also_lm_head=False)
         else:
-            model = add_lora(model, LoraShape(8, 32, 0.05, LORA_TARGETS.split(","), "all" if stage == "lora" else ""))
-    two_layers = Architecture(width=4096, layers=2, heads=32, feed_forward=11008)
+            model = add_lora(
+                model, LoraShape(8, 32, 0.05, list(two_layers.kind.lora_modules), "all" if stage == "lora" else "")
+            )
     made = seven(stage, 49_954)
     found, _ = flops_per_token(memory.Setting(**{**vars(made), "model": two_layers}))
     assert found == pytest.approx(logged(model, 1.0), rel=1e-3)

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import random
 import tracemalloc
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from zhllama import storage
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.data import corpus, json_values, text_stream
-from zhllama.data.corpus import Skipped, read_documents, text_files
+from zhllama.data.corpus import Skipped, choose_texts, read_documents, text_files
 from zhllama.data.instructions import read_instructions
 from zhllama.data.text_stream import bytes_to_read
 from zhllama.errors import InputError
@@ -414,3 +415,29 @@ def test_a_table_whose_text_is_not_utf8_is_refused(tmp_path):
     parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="not a Parquet file, or a damaged one"):
         list(read_documents(open_artifact(str(tmp_path))))
+
+
+# --- a bounded part of a text, the same on every machine --------------------------------------------------------------
+
+TEXTS = st.lists(st.text(min_size=1, max_size=30).filter(lambda text: text.isprintable()), max_size=40)
+
+
+@pytest.mark.slow
+@given(TEXTS, st.integers(1, 400), st.randoms(use_true_random=False))
+def test_the_same_texts_are_chosen_whatever_their_order(found: list[str], limit: int, order: random.Random) -> None:
+    shuffled = list(found)
+    order.shuffle(shuffled)
+    assert choose_texts(found, limit) == choose_texts(shuffled, limit)
+
+
+@given(TEXTS, st.integers(1, 400))
+def test_chosen_texts_fill_the_limit_and_never_pass_it(found: list[str], limit: int) -> None:
+    chosen = choose_texts(found, limit)
+    size = sum(len(text.encode()) for text in chosen)
+    available = sum(len(text.encode()) for text in set(found))
+    # a cut may leave up to three bytes of a character unused
+    assert min(limit, available) - 3 <= size <= limit
+
+
+def test_a_text_longer_than_the_limit_is_cut_between_characters() -> None:
+    assert choose_texts(["汉字" * 50], 10) == ["汉字汉"]

@@ -1,5 +1,6 @@
 """The packed dataset gives back every token, learns nothing across a border, and is found by arithmetic."""
 
+import itertools
 import pickle
 import tracemalloc
 
@@ -13,6 +14,7 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data import packed
 from zhllama.data.packed import IGNORED, KIND, PackedDataset, PackedWriter, Segments, packed_facts, token_type
+from zhllama.data.segments import BEGINS, LEARNED, MASKED
 from zhllama.errors import InputError
 
 BLOCK = 16
@@ -140,6 +142,104 @@ def test_parts_of_many_segments_are_those_segments(lengths, chosen, cuts):
         assert some.prompts.tolist() == [prompt for _, prompt in wanted]
 
 
+# --- several answers in one document, and several documents of one item -----------------------------------------------
+
+
+@st.composite
+def conversations(draw):
+    """[(ids, marks)] of a few items, each of one document or more."""
+    items = []
+    for _ in range(draw(st.integers(1, 5))):
+        marks: list[int] = []
+        for number in range(draw(st.integers(1, 2))):
+            document = []
+            for _ in range(draw(st.integers(1, 2))):
+                document += [MASKED] * draw(st.integers(1, 2)) + [LEARNED] * draw(st.integers(1, 2))
+            marks += [BEGINS, *document[1:]] if number else document
+        items.append((draw(st.lists(st.integers(3, 999), min_size=len(marks), max_size=len(marks))), marks))
+    return items
+
+
+def in_marked_arrays(items):
+    marks = [of for _, of in items]
+    arrays = [np.array([one for of in every for one in of]) for every in ([ids for ids, _ in items], marks)]
+    lengths = np.array([len(of) for of in marks])
+    return Segments(arrays[0], lengths, np.array([of.index(LEARNED) for of in marks]), arrays[1].astype(np.uint8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(items=conversations(), single=st.lists(st.integers(3, 999), min_size=2, max_size=6), per_shard=st.integers(1, 3))
+def test_every_answer_is_read_back_with_its_labels_and_positions(tmp_path_factory, items, single, per_shard):
+    plain = in_arrays([Segment(np.array(single), 1)])
+    # in parts, joined with what has no marks, picked: what is marked stays with its ids
+    whole = in_marked_arrays(items)
+    whole = Segments.joined([whole.part(0, 1), plain, whole.part(1, len(whole))])
+    order = np.random.default_rng(1).permutation(len(whole))
+    segments = whole.take(order).where(np.ones(len(whole), bool)).documents()
+    out = ArtifactWriter(str(tmp_path_factory.mktemp("store")), "prepare_dataset", "key")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "MAX_SHARD", per_shard * BLOCK * 2)
+        with PackedWriter(out, "train", BLOCK, 1000, PAD) as split:
+            split.write_blocks(packed.Blocks(segments, np.ones(len(segments), int)))
+    out.facts.update(packed_facts(BLOCK, 1000, PAD, [split]))
+    dataset = PackedDataset(open_artifact(out.publish(KIND).reference))
+    wanted = [(single, [MASKED] + [LEARNED] * (len(single) - 1))]
+    wanted[:0], items = items[:1], items[1:]
+    wanted = [(wanted + items)[at] for at in order]
+    apart = []
+    for ids, marks in wanted:
+        begins = [0, *[at for at, mark in enumerate(marks) if mark == BEGINS], len(ids)]
+        apart += [(ids[a:b], marks[a:b]) for a, b in itertools.pairwise(begins)]
+    assert len(dataset) == len(apart)
+    assert split.segments == len(apart)
+    assert split.loss_tokens == sum(mark == LEARNED for _, marks in apart for mark in marks)
+    for block, (ids, marks) in zip(dataset, apart, strict=True):
+        assert block["input_ids"].tolist() == ids + [PAD] * (BLOCK - len(ids))
+        labels = [token if mark == LEARNED else IGNORED for token, mark in zip(ids, marks, strict=True)]
+        assert block["labels"].tolist() == labels + [IGNORED] * (BLOCK - len(ids))
+        assert block["position_ids"].tolist() == [*range(len(ids)), *range(BLOCK - len(ids))]
+
+
+MARKS = [MASKED, LEARNED, MASKED, MASKED, LEARNED, LEARNED]
+
+
+def conversation(tmp_path, marks=MARKS):
+    out = ArtifactWriter(str(tmp_path), "prepare_dataset", "key")
+    with PackedWriter(out, "train", BLOCK, 1000, PAD) as split:
+        segments = in_marked_arrays([(list(range(10, 10 + len(marks))), marks)])
+        split.write_blocks(
+            packed.Blocks(Segments.joined([in_arrays([Segment(np.full(4, 7), 2)]), segments]), np.array([2]))
+        )
+    out.facts.update(packed_facts(BLOCK, 1000, PAD, [split]))
+    return out, split
+
+
+def test_a_turn_that_goes_on_has_its_places_swapped_and_releases_that_know_none_refuse_it(tmp_path):
+    out, split = conversation(tmp_path)
+    artifact = open_artifact(out.publish(KIND).reference)
+    assert np.frombuffer(artifact.read("train-00000.segments.bin"), "<u2").tolist() == [2, 4, 5, 6, 10, 8]
+    # they take 1 and 2
+    assert split.facts()["columns"] == 3
+    assert split.facts()["turns"] == 1
+    dataset = PackedDataset(artifact)
+    assert dataset.segments(0).tolist() == [[0, 2, 4], [4, 5, 6], [6, 8, 10]]
+    assert dataset.turns(0)[1].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("places", [[4, 2, 5, 6, 10, 8], [2, 4, 5, 6, 5, 3], [2, 4, 5, 6, 8, 17]])
+def test_turns_that_do_not_follow_one_another_are_damage(tmp_path, places):
+    out, _ = conversation(tmp_path)
+    with out.writer("train-00000.segments.bin") as file:
+        file.write(np.array(places, "<u2").tobytes())
+    with pytest.raises(InputError, match="block 0 of train: its segments do not follow one another; it is damaged"):
+        PackedDataset(open_artifact(out.publish(KIND).reference))[0]
+
+
+def test_what_ends_behind_its_last_answer_is_a_bug(tmp_path):
+    with pytest.raises(ValueError, match="ends behind its last answer"):
+        conversation(tmp_path, [*MARKS, MASKED])
+
+
 def test_a_dataset_of_an_older_version_is_refused(tmp_path):
     out = ArtifactWriter(str(tmp_path), "prepare_dataset", "key")
     with PackedWriter(out, "train", BLOCK, 1000, PAD) as split:
@@ -147,6 +247,14 @@ def test_a_dataset_of_an_older_version_is_refused(tmp_path):
     out.facts.update(packed_facts(BLOCK, 1000, PAD, [split]))
     del out.facts["splits"]["train"]["columns"]
     with pytest.raises(InputError, match="an older version of zhllama wrote it; run prepare_dataset again"):
+        PackedDataset(open_artifact(out.publish(KIND).reference))
+
+
+@pytest.mark.parametrize("columns", [0, 4, 2.0, True, "2"])
+def test_columns_of_no_kind_that_there_is_are_damage(tmp_path, columns):
+    out, _ = conversation(tmp_path)
+    out.facts["splits"]["train"]["columns"] = columns
+    with pytest.raises(InputError, match="its manifest's columns; it is damaged"):
         PackedDataset(open_artifact(out.publish(KIND).reference))
 
 

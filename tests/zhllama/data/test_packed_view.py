@@ -18,7 +18,7 @@ from zhllama.data.packed_view import as_json, sampled_blocks, shown_block, view
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import DEFAULT
-from zhllama.tokenizer.vocabulary import Encoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
 ITEMS = [{"instruction": f"翻译第{number}句", "input": "", "output": f"Hello, {number}!"} for number in range(40)]
 
@@ -68,7 +68,7 @@ def test_a_document_that_was_cut_is_shown_as_cut(tmp_path, tokenizer, english_te
     artifact = prepared(
         tmp_path / "s", tokenizer, text=str(tmp_path / "long.txt"), block_size=64, validation_fraction=0
     )
-    dataset, encoder = PackedDataset(artifact), Encoder(llama_tokenizer)
+    dataset, encoder = PackedDataset(artifact), SentencePieceEncoder(llama_tokenizer)
     pieces = [shown_block(dataset, index, encoder)[0] for index in range(len(dataset))]
     assert sum(piece.begins for piece in pieces) == sum(piece.ends for piece in pieces) == 1
     page = printed(artifact, 3)

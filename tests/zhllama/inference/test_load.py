@@ -21,8 +21,8 @@ from zhllama.errors import InputError
 from zhllama.inference.generate import TextStream, answer, stream, stretch
 from zhllama.inference.load import LoadedModel, choose_precision
 from zhllama.inference.sampling import Sampling
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
-from zhllama.tokenizer.vocabulary import Encoder
 
 GREEDY = Sampling(do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
 
@@ -58,7 +58,7 @@ def write_adapter(folder: Path, base: Any, tokenizer: bytes, seed: int) -> Path:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    rows = Encoder(tokenizer).size
+    rows = SentencePieceEncoder(tokenizer).size
     grows = rows > base.config.vocab_size
     if grows:
         base.resize_token_embeddings(rows, mean_resizing=False)
@@ -89,7 +89,7 @@ def adapters(
     base = load_model(tiny_model).model
     write_adapter(first, base, tokenizer, 1)
     expected = load_model(tiny_model).model
-    expected.resize_token_embeddings(Encoder(tokenizer).size, mean_resizing=False)
+    expected.resize_token_embeddings(SentencePieceEncoder(tokenizer).size, mean_resizing=False)
     expected = PeftModel.from_pretrained(expected, str(first)).merge_and_unload()
     import copy
 
@@ -294,7 +294,7 @@ def drop_config(folder: Path) -> None:
         (damage_shard, "model-00002.*(cut short|header)"),
         (drop_shard, "shard model-00002.* is missing"),
         (drop_tokenizer, "no tokenizer.model"),
-        (swap_tokenizer, "tokenizer.model has 801 pieces and the embedding 800 rows"),
+        (swap_tokenizer, "its tokenizer has 801 pieces and the embedding 800 rows"),
         (drop_config, "no config.json"),
     ],
 )
@@ -559,7 +559,7 @@ _text = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("汉字�
 def test_streamed_pieces_are_the_text_and_never_half_a_character(
     llama_tokenizer: bytes, before: str, between: list[int], after: str
 ) -> None:
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     ids = [*encoder.encode(before), *between, *encoder.encode(after)]
     said: list[str] = []
     text = TextStream(encoder, said.append)
@@ -575,7 +575,7 @@ def test_streamed_pieces_are_the_text_and_never_half_a_character(
 
 @given(_text)
 def test_whole_text_streams_without_a_replacement_character(llama_tokenizer: bytes, given_text: str) -> None:
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     said: list[str] = []
     text = TextStream(encoder, said.append)
     text.put(torch.tensor([encoder.bos]))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from zhllama.errors import InputError
 from zhllama.tokenizer import rendering
 from zhllama.tokenizer.chat import Chat, _Renderer, asked
-from zhllama.tokenizer.fast_tokenizer import tokenizer_files
 from zhllama.tokenizer.prompt import AS_IS, DEFAULT, PROMPTS, RECIPE, question_of
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import CONTROL, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -41,13 +41,13 @@ def encoder(llama_tokenizer: bytes) -> Encoder:
     proto = parse_model(llama_tokenizer)
     for text in ("<|im_start|>", "<|im_end|>"):
         proto.pieces.add(piece=text, score=0.0, type=CONTROL)
-    return Encoder(proto.SerializeToString())
+    return SentencePieceEncoder(proto.SerializeToString())
 
 
 def auto(encoder: Encoder, folder: Path, template: str) -> Any:
     from transformers import AutoTokenizer
 
-    for name, content in tokenizer_files(encoder.model, chat_template=template).items():
+    for name, content in encoder.files(template=template).items():
         (folder / name).write_bytes(content)
     return AutoTokenizer.from_pretrained(folder)
 
@@ -97,7 +97,7 @@ def test_the_recipes_answers_are_encoded_on_their_own(encoder, turns):
 def test_without_special_tokens_engines_read_what_is_taught_as_training_does(encoder, text, answer):
     chat = Chat(encoder, DEFAULT.template)
     turns = [*asked(text), {"role": "assistant", "content": answer}, *asked("x")]
-    if not any(special in text + answer for special in chat._special):
+    if not any(special in text + answer for special in chat.encoder.special):
         assert chat.ids(turns) == chat.ids(turns, trained=True)
 
 
@@ -124,6 +124,28 @@ def test_an_answer_follows_its_prompt_in_one_text(encoder, template):
 def test_an_answer_that_the_template_does_not_end_ends_at_eos(encoder, template):
     _, (one,) = Chat(encoder, template).answered("你好", ["The end"])
     assert one[-1] == encoder.eos
+
+
+THOUGHT = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' and loop.last %}"
+THOUGHT += "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+THOUGHT += "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "gap"),
+    [
+        (CHATML, ""),
+        (CHATML.replace("message['content'] +", "' ' + message['content'] +"), " "),
+        (THOUGHT, ""),
+        (THOUGHT.replace("<think>", "<unk>"), ""),
+    ],
+    ids=["none", "a space", "a thought", "a thought that begins with a special token"],
+)
+def test_of_what_a_template_writes_before_an_answer_white_space_is_the_answers(encoder, template, gap):
+    prompt, (one,) = Chat(encoder, template).answered("你好", ["The end"])
+    text = "assistant\n"
+    assert prompt[-len(encoder.encode(text)) :] == encoder.encode(text)
+    assert one == [*encoder.encode(f"{text}{gap}The end")[len(encoder.encode(text)) :], 801]
 
 
 def test_the_recipes_answer_begins_with_a_space_of_its_own(encoder):
@@ -155,7 +177,7 @@ def vocabularies(english_text, tmp_path_factory) -> dict[str, Encoder]:
             sentence_iterator=iter(english_text[:2000]), model_prefix=str(prefix), vocab_size=700, model_type="bpe",
             character_coverage=1.0, minloglevel=2, **more,
         )  # fmt: skip
-        found[kind] = Encoder(prefix.with_suffix(".model").read_bytes())
+        found[kind] = SentencePieceEncoder(prefix.with_suffix(".model").read_bytes())
     return found
 
 
@@ -169,15 +191,17 @@ def test_in_other_vocabularies_the_prompt_begins_prompt_and_answer(vocabularies,
         assert prompt + said == [encoder.bos, *whole, encoder.eos]
 
 
-def test_a_vocabulary_in_which_it_does_not_is_refused_for_what_is_taught_and_has_the_recipes(vocabularies):
+def test_where_a_piece_would_span_prompt_and_answer_these_are_encoded_apart(vocabularies):
     from components.prepare_dataset.examples import instruction_examples
 
     encoder = vocabularies["newline to a space that stays"]
     items = [{"instruction": "Hello", "input": "", "output": answer} for answer in ("", "The end")]
-    with pytest.raises(InputError, match=r"spans the prompt's last newline and the answer 'The end'; give --packing f"):
-        list(instruction_examples(items, encoder, 512, DEFAULT))
-    (batch,) = instruction_examples(items, encoder, 512, RECIPE)
-    assert len(batch) == 2
+    (batch,) = instruction_examples([*items, *items], encoder, 512, DEFAULT)
+    found = np.split(batch.segments.ids, batch.segments.lengths.cumsum()[:-1])
+    for ids, prompt, item in zip(found, batch.segments.prompts, [*items, *items], strict=True):
+        asked, (said,) = Chat(encoder, DEFAULT.template).answered("Hello", [item["output"]])
+        assert ids.tolist() == asked + said
+        assert prompt == len(asked)
     _, (said,) = Chat(encoder, DEFAULT.template).answered("Hello", ["The end"])
     assert said == [*encoder.encode("The end"), encoder.eos]
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.fast_tokenizer import load_fast, tokenizer_files
+from zhllama.tokenizer.fast_tokenizer import load_fast
 from zhllama.tokenizer.prompt import RECIPE
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import Encoder, load_encoder
 
@@ -38,7 +39,7 @@ ADVERSARIAL = [
 def folder(llama_tokenizer, tmp_path_factory) -> Path:
     """A model folder as it is published, without weights."""
     path = tmp_path_factory.mktemp("model")
-    for name, content in tokenizer_files(llama_tokenizer).items():
+    for name, content in SentencePieceEncoder(llama_tokenizer).files().items():
         (path / name).write_bytes(content)
     (path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
     return path
@@ -53,7 +54,7 @@ def auto(folder):
 
 @pytest.fixture(scope="module")
 def encoder(llama_tokenizer) -> Encoder:
-    return Encoder(llama_tokenizer)
+    return SentencePieceEncoder(llama_tokenizer)
 
 
 def test_auto_tokenizer_gives_bos_and_sentencepieces_ids(auto, encoder, english_text, chinese_text):
@@ -62,7 +63,7 @@ def test_auto_tokenizer_gives_bos_and_sentencepieces_ids(auto, encoder, english_
 
 
 def test_the_plain_tokenizers_library_gives_the_same(llama_tokenizer, encoder, chinese_text):
-    fast = load_fast(tokenizer_files(llama_tokenizer))
+    fast = load_fast(SentencePieceEncoder(llama_tokenizer).files())
     texts = chinese_text + ADVERSARIAL
     assert [found.ids for found in fast.encode_batch(texts)] == [[1, *ids] for ids in encoder.encode_batch(texts)]
 
@@ -106,7 +107,7 @@ def test_the_padding_piece_is_the_padding_token(llama_tokenizer, tmp_path):
 
     proto = parse_model(llama_tokenizer)
     proto.pieces.add(piece="[PAD]", score=-40000)
-    for name, content in tokenizer_files(proto.SerializeToString(), model_max_length=77).items():
+    for name, content in SentencePieceEncoder(proto.SerializeToString()).files(max_length=77).items():
         (tmp_path / name).write_bytes(content)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.pad_token_id == len(proto.pieces) - 1

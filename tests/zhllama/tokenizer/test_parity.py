@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from components.extend_tokenizer.pieces import extended
 from tests.texts import mixed_lines
-from zhllama.tokenizer.fast_tokenizer import load_fast, tokenizer_files
+from zhllama.tokenizer.fast_tokenizer import load_fast
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import Encoder
 
 LINES = 20_500
@@ -23,7 +24,7 @@ def model(llama_tokenizer, chinese_tokenizer) -> bytes:
 
 @pytest.fixture(scope="module")
 def encoder(model) -> Encoder:
-    return Encoder(model)
+    return SentencePieceEncoder(model)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def auto(model, tmp_path_factory):
     from transformers import AutoTokenizer
 
     folder: Path = tmp_path_factory.mktemp("published")
-    for name, content in tokenizer_files(model).items():
+    for name, content in SentencePieceEncoder(model).files().items():
         (folder / name).write_bytes(content)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return AutoTokenizer.from_pretrained(folder)
@@ -65,7 +66,7 @@ def test_auto_tokenizer_gives_sentencepieces_ids_on_every_line(auto, encoder, li
 
 
 def test_the_plain_library_gives_sentencepieces_ids_on_every_line(model, encoder, lines, ids):
-    found = load_fast(tokenizer_files(model)).encode_batch(lines)
+    found = load_fast(SentencePieceEncoder(model).files()).encode_batch(lines)
     different = [line for line, ours, one in zip(lines, ids, found, strict=True) if [encoder.bos, *ours] != one.ids]
     assert different == []
 

@@ -8,9 +8,9 @@ import pytest
 from tests.texts import mixed_lines
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
-from zhllama.tokenizer.fast_tokenizer import tokenizer_files
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import parse_model
-from zhllama.tokenizer.vocabulary import Encoder, load_encoder
+from zhllama.tokenizer.vocabulary import load_encoder
 
 
 def with_chatml(model: bytes) -> bytes:
@@ -38,7 +38,7 @@ def model(request, llama_tokenizer, extended_model) -> bytes:
 
 
 def require_same(folder: Path, model: bytes) -> None:
-    found, wanted = load_encoder(open_artifact(str(folder)), "--model"), Encoder(model)
+    found, wanted = load_encoder(open_artifact(str(folder)), "--model"), SentencePieceEncoder(model)
     assert not (folder / "tokenizer.model").exists()
     assert found.vocabulary() == wanted.vocabulary()
     lines = [*mixed_lines(1500), "a<tool|a> [tool][tool]b\\tool"]
@@ -47,8 +47,10 @@ def require_same(folder: Path, model: bytes) -> None:
         piece.type for piece in parse_model(model).pieces
     ]
     # and what is published again gives the same ids
-    again = json.loads(tokenizer_files(found.model)["tokenizer.json"])
-    assert again["model"]["vocab"] == json.loads(tokenizer_files(model)["tokenizer.json"])["model"]["vocab"]
+    again = json.loads(SentencePieceEncoder(found.model).files()["tokenizer.json"])
+    assert (
+        again["model"]["vocab"] == json.loads(SentencePieceEncoder(model).files()["tokenizer.json"])["model"]["vocab"]
+    )
 
 
 def test_what_a_library_saves_of_our_folder_is_our_tokenizer(model, tmp_path):
@@ -56,7 +58,7 @@ def test_what_a_library_saves_of_our_folder_is_our_tokenizer(model, tmp_path):
 
     ours, saved = tmp_path / "ours", tmp_path / "saved"
     ours.mkdir()
-    for name, content in tokenizer_files(model).items():
+    for name, content in SentencePieceEncoder(model).files().items():
         (ours / name).write_bytes(content)
     AutoTokenizer.from_pretrained(ours).save_pretrained(saved)
     require_same(saved, model)
@@ -66,7 +68,7 @@ def test_what_a_library_saves_of_llamas_own_folder_is_llamas_tokenizer(llama_tok
     from transformers import LlamaTokenizer
 
     saved = tmp_path / "saved"
-    model = json.loads(tokenizer_files(llama_tokenizer)["tokenizer.json"])["model"]
+    model = json.loads(SentencePieceEncoder(llama_tokenizer).files()["tokenizer.json"])["model"]
     merges = [tuple(pair) for pair in model["merges"]]
     LlamaTokenizer(vocab=model["vocab"], merges=merges).save_pretrained(saved)
     require_same(saved, llama_tokenizer)
@@ -74,7 +76,7 @@ def test_what_a_library_saves_of_llamas_own_folder_is_llamas_tokenizer(llama_tok
 
 def test_llama_2s_own_form_of_the_file_is_its_tokenizer(llama_tokenizer, tmp_path):
     """As transformers 4 converted it: a normalizer that prepends, white space's merges interleaved, long ones first."""
-    fast = json.loads(tokenizer_files(llama_tokenizer)["tokenizer.json"])
+    fast = json.loads(SentencePieceEncoder(llama_tokenizer).files()["tokenizer.json"])
     prepend = {"type": "Prepend", "prepend": "▁"}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     fast["normalizer"] = {"type": "Sequence", "normalizers": [prepend, replace]}
@@ -88,7 +90,7 @@ def test_llama_2s_own_form_of_the_file_is_its_tokenizer(llama_tokenizer, tmp_pat
 
 
 def change(model: bytes, folder: Path, **parts: object) -> None:
-    fast = json.loads(tokenizer_files(model)["tokenizer.json"])
+    fast = json.loads(SentencePieceEncoder(model).files()["tokenizer.json"])
     for name, value in parts.items():
         where = fast if name in fast else fast["model"]
         where[name] = value

@@ -12,6 +12,7 @@ from components.extend_tokenizer.pieces import extended
 from tests.texts import mixed_lines, unigram_model
 from zhllama.tokenizer import segments
 from zhllama.tokenizer.segments import SegmentEncoder
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import BPE, BYTE, CONTROL, NORMAL, UNKNOWN, new_model, parse_model
 from zhllama.tokenizer.vocabulary import Encoder
 
@@ -40,9 +41,9 @@ def encoders(llama_tokenizer, chinese_tokenizer) -> dict[str, Encoder]:
     """The small LLaMA-shaped vocabulary, and what the stage and the recipe make of it."""
     chinese = [("chinese", chinese_tokenizer)]
     return {
-        "base": Encoder(llama_tokenizer),
-        "ours": Encoder(extended(llama_tokenizer, chinese, "distinct", "han", pad=True).model),
-        "recipe": Encoder(extended(llama_tokenizer, chinese, "zero", "all", pad=True).model),
+        "base": SentencePieceEncoder(llama_tokenizer),
+        "ours": SentencePieceEncoder(extended(llama_tokenizer, chinese, "distinct", "han", pad=True).model),
+        "recipe": SentencePieceEncoder(extended(llama_tokenizer, chinese, "zero", "all", pad=True).model),
     }
 
 
@@ -93,7 +94,7 @@ def vocabularies(draw):
 @settings(max_examples=400, deadline=None)
 @given(model=vocabularies(), given_texts=st.lists(st.text(st.sampled_from("ab好▁ c\n"), max_size=30), max_size=6))
 def test_any_vocabulary_gives_sentencepieces_ids(model, given_texts):
-    encoder = Encoder(model)
+    encoder = SentencePieceEncoder(model)
     assert by_segments(encoder, given_texts) == plain(encoder, given_texts)
     # what is known by now changes nothing
     assert by_segments(encoder, given_texts[::-1], end=False) == plain(encoder, given_texts[::-1], end=False)
@@ -102,7 +103,7 @@ def test_any_vocabulary_gives_sentencepieces_ids(model, given_texts):
 @settings(max_examples=50, deadline=None)
 @given(batches=st.lists(st.lists(texts, max_size=4), max_size=6), known=st.integers(0, 20), size=st.integers(0, 200))
 def test_forgetting_changes_nothing(llama_tokenizer, batches, known, size):
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segments, "KNOWN", known)
         patch.setattr(segments, "KNOWN_BYTES", size)
@@ -111,14 +112,14 @@ def test_forgetting_changes_nothing(llama_tokenizer, batches, known, size):
 
 
 def test_places_that_share_a_hash_change_nothing(llama_tokenizer, monkeypatch, chinese_text):
-    monkeypatch.setattr(segments, "_TABLE_BITS", 3)
-    encoder = Encoder(llama_tokenizer)
+    monkeypatch.setattr(segments, "TABLE_BITS", 3)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     lines = ["\n".join(chinese_text[at : at + at % 3]) + "\n\n" * (at % 2) for at in range(500)]
     assert by_segments(encoder, lines) == plain(encoder, lines)
 
 
 def test_many_threads_share_what_is_known(encoders, chinese_text, english_text):
-    encoder = Encoder(encoders["ours"].model)
+    encoder = SentencePieceEncoder(encoders["ours"].model)
     lines = chinese_text + english_text
     batches = [lines[at : at + 40] for at in range(0, len(lines), 40)]
     with ThreadPoolExecutor(8) as threads:
@@ -129,7 +130,7 @@ def test_many_threads_share_what_is_known(encoders, chinese_text, english_text):
 def test_memory_is_bounded_however_many_segments_there_are(llama_tokenizer, monkeypatch):
     monkeypatch.setattr(segments, "KNOWN", 5000)
     monkeypatch.setattr(segments, "KNOWN_BYTES", 200_000)
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     held = []
     tracemalloc.start()
     for round_ in range(40):
@@ -181,7 +182,7 @@ def test_a_model_that_may_not_be_cut_is_not(llama_tokenizer, english_text, chang
     assert SegmentEncoder.fits(parse_model(llama_tokenizer))
     assert not SegmentEncoder.fits(parse_model(model))
     lines = [*english_text[:200], "  two  spaces ", "a\n\nb", "", "好"]
-    encoder = Encoder(model)
+    encoder = SentencePieceEncoder(model)
     assert listed(encoder.encode_flat(lines, begin=True)) == plain(encoder, lines, end=False)
     assert listed(encoder.encode_flat([])) == []
 
@@ -191,7 +192,7 @@ def test_a_unigram_model_and_one_that_normalises_are_not_cut(chinese_text, tmp_p
 
     model = unigram_model(chinese_text, 1000)
     assert not SegmentEncoder.fits(parse_model(model))
-    encoder = Encoder(model)
+    encoder = SentencePieceEncoder(model)
     assert listed(encoder.encode_flat(chinese_text[:100])) == plain(encoder, chinese_text[:100], False, False)
     (tmp_path / "text").write_text("\n".join(chinese_text), "utf-8")
     sentencepiece.SentencePieceTrainer.train(

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import CONTROL, NORMAL, parse_model
 from zhllama.tokenizer.special_ids import SpecialIds, special_ids
 from zhllama.tokenizer.vocabulary import Encoder
@@ -14,7 +15,7 @@ OLD = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
 
 @pytest.fixture(scope="module")
 def encoder(llama_tokenizer: bytes) -> Encoder:
-    return Encoder(llama_tokenizer)
+    return SentencePieceEncoder(llama_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def chat_encoder(llama_tokenizer: bytes) -> Encoder:
     proto = parse_model(llama_tokenizer)
     for text, kind in (("<|im_start|>", CONTROL), ("<|im_end|>", CONTROL), ("☆☆", NORMAL)):
         proto.pieces.add(piece=text, score=0.0, type=kind)
-    return Encoder(proto.SerializeToString())
+    return SentencePieceEncoder(proto.SerializeToString())
 
 
 def test_files_that_disagree_are_named_in_one_line_and_do_not_count(encoder, caplog):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.tokenizer.vocabulary import (
     PAD_PIECE,
@@ -115,12 +116,12 @@ def test_a_contract_of_an_earlier_release_takes_in_what_the_folder_names(base, l
 
 @pytest.fixture(scope="module")
 def base(llama_tokenizer: bytes) -> Encoder:
-    return Encoder(llama_tokenizer)
+    return SentencePieceEncoder(llama_tokenizer)
 
 
 @pytest.fixture(scope="module")
 def with_chinese(llama_tokenizer: bytes) -> Encoder:
-    return Encoder(extended(llama_tokenizer, "你好", "中国", PAD_PIECE))
+    return SentencePieceEncoder(extended(llama_tokenizer, "你好", "中国", PAD_PIECE))
 
 
 def test_an_extended_model_extends_its_base(base, with_chinese):
@@ -164,4 +165,4 @@ def test_a_batch_is_the_same_as_one_by_one(base, chinese_text, english_text):
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 100])
 def test_what_is_no_model_is_refused(content):
     with pytest.raises(InputError, match=r"/x/tokenizer\.model: not a SentencePiece model"):
-        Encoder(content, "/x/tokenizer.model")
+        SentencePieceEncoder(content, "/x/tokenizer.model")

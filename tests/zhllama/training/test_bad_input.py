@@ -125,7 +125,7 @@ def test_blocks_longer_than_the_models_positions(said, tiny_model, tmp_path):
 
 def test_a_model_that_is_no_llama(said, tiny_model, tmp_path):
     model = changed(tiny_model, tmp_path, "other", config__json=settings_of(tiny_model, model_type="gpt2"))
-    assert "of a gpt2 model (model_type); only LLaMA models" in said(model=model)
+    assert "of a gpt2 model (model_type); only LLaMA, Mistral" in said(model=model)
 
 
 def test_a_model_whose_settings_are_none(said, tiny_model, tmp_path):

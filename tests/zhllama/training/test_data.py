@@ -26,9 +26,9 @@ def test_nothing_is_predicted_from_the_document_before(packed_text):
 
 
 def test_only_answers_are_learnt(packed_instructions, llama_tokenizer):
-    from zhllama.tokenizer.vocabulary import Encoder
+    from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 
-    encoder = Encoder(llama_tokenizer)
+    encoder = SentencePieceEncoder(llama_tokenizer)
     answers = {(*encoder.encode(text), encoder.eos) for text in ("Yes", "No")}
     blocks, held_out = (PackedDataset(open_artifact(packed_instructions), split) for split in (TRAIN, VALIDATION))
     batch = collate([blocks[0], held_out[0]])

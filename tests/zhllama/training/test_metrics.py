@@ -27,7 +27,7 @@ from zhllama.training.metrics import (
     MetricsUploader,
     flops_per_token,
 )
-from zhllama.training.model import PackedLlama
+from zhllama.training.model import packed
 
 LOG = [
     {"step": 1, "time": 100.5, "loss": 9.0, "learning_rate": 1e-4, "epoch": 0.1, "tokens_per_second": 1000, "mfu": 0.3},
@@ -106,7 +106,7 @@ def test_a_token_of_a_7b_model_costs_what_its_matrices_say():
         vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
     )
     with torch.device("meta"):
-        model = PackedLlama(config)
+        model = packed("LlamaForCausalLM")(config)
     layers, head = 32 * (4 * 4096**2 + 3 * 4096 * 11008), 32000 * 4096
     assert flops_per_token(model, 1.0) == 6 * (layers + head)
     assert flops_per_token(model.requires_grad_(False), 0.25) == 4 * (layers + 0.25 * head)

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,24 +19,24 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.packed import PackedDataset
 from zhllama.errors import InputError
+from zhllama.models.llama import LLAMA
 from zhllama.training.inputs import LoraShape
 from zhllama.training.model import (
     FLASH,
-    PackedLlama,
     adapter_config_json,
     add_lora,
     attention,
     checkpoint_activations,
     collate,
     load_base,
+    packed,
     read_back,
     train_embeddings_only,
     trainable,
     trained_weights,
 )
-from zhllama.training.options import LORA_TARGETS
 
-TARGETS = LORA_TARGETS.split(",")
+TARGETS = list(LLAMA.lora_modules)
 
 
 def shape(r: int = 8, embeddings: str = "all", dropout: float = 0.0) -> LoraShape:
@@ -43,7 +44,7 @@ def shape(r: int = 8, embeddings: str = "all", dropout: float = 0.0) -> LoraShap
 
 
 @pytest.fixture
-def base(tiny_model: str) -> PackedLlama:
+def base(tiny_model: str) -> Any:
     return load_base(open_artifact(tiny_model), torch.float32)
 
 
@@ -80,7 +81,7 @@ def test_as_many_parameters_of_a_7b_model_are_trained_as_in_the_recipe(pieces, m
         vocab_size=pieces, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
     )
     with torch.device("meta"):
-        model = PackedLlama(config).requires_grad_(False)
+        model = packed("LlamaForCausalLM")(config).requires_grad_(False)
         assert sum(parameter.numel() for parameter in trainable(make(model)).values()) == count
 
 
@@ -152,7 +153,7 @@ def add_lora_count(embeddings: str) -> int:
         config = LlamaConfig(
             vocab_size=800, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4
         )
-        model = add_lora(PackedLlama(config).requires_grad_(False), shape(embeddings=embeddings))
+        model = add_lora(packed("LlamaForCausalLM")(config).requires_grad_(False), shape(embeddings=embeddings))
     return sum(parameter.numel() for parameter in trainable(model).values())
 
 

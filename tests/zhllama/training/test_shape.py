@@ -8,8 +8,9 @@ from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.models.llama import LLAMA
 from zhllama.training.inputs import EMBEDDINGS, LoraShape, lora_shape, new_rows
-from zhllama.training.options import LORA_TARGETS, FinetuneOptions, PretrainOptions, TrainingOptions
+from zhllama.training.options import FinetuneOptions, PretrainOptions, TrainingOptions
 
 HAVE = {
     "r": 4,
@@ -75,7 +76,7 @@ def test_what_contradicts_is_refused(options, said, model, adapter):
 @pytest.mark.parametrize(
     ("given", "names"),
     [
-        ("all-linear", sorted(LORA_TARGETS.split(","))),
+        ("all-linear", sorted(LLAMA.lora_modules)),
         (r"(?:.*?(?:self_attn|attention).*?(?:q_proj|v_proj).*?)", ["q_proj", "v_proj"]),
         (r".*layers\.0\..*q_proj", ["q_proj"]),
     ],
@@ -145,7 +146,7 @@ def test_a_configuration_that_is_none_is_named(content, said, model, tmp_path):
     ids=["pretrain", "pretrain, new rows", "finetune", "finetune, embeddings", "finetune, new rows"],
 )
 def test_a_new_adapter_is_the_recipes_unless_told(options, embeddings, model):
-    shape = lora_shape(options, model, None)
+    shape = lora_shape(options, model, None, LLAMA.lora_modules)
     assert (shape.r, shape.alpha, shape.dropout, len(shape.targets)) == (8, 32.0, 0.05, 7)
     assert shape.embeddings == embeddings
     assert bool(shape.rows) == (embeddings == "new")

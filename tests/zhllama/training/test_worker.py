@@ -79,6 +79,54 @@ def test_an_adapter_has_the_template_that_was_taught(base, tmp_path, columns, sa
     assert made.manifest.facts | facts == made.manifest.facts
 
 
+OWN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+
+
+def of_own_words(base: Artifact, store: Path, template: str) -> TrainingInputs:
+    out = ArtifactWriter(str(store), "prepare_dataset", "own")
+    out.add_bytes("chat_template.jinja", template.encode())
+    out.facts |= {"splits": {TRAIN: {"columns": 3}}, "prompt": "own"}
+    unused: Any = None
+    return TrainingInputs(base, open_artifact(out.publish("packed-dataset").reference), None, unused)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_adapter_that_learnt_the_bases_own_words_is_asked_by_them(base, tmp_path, caplog, same):
+    template = "{{ 'mine' }}" if same else OWN
+    out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
+    _add_tokenizer(out, of_own_words(base, tmp_path, template), load_encoder(base, ""))
+    out.add_json("adapter_config.json", {})
+    made = open_artifact(out.publish("adapter").reference)
+    assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == template
+    assert made.manifest.facts["prompt"] == "own"
+    assert made.manifest.facts["chat_template"] == "the base's own: it was trained with it"
+    assert ("must be given the adapter's chat template" in caplog.text) is not same
+    # merged, and continued on text
+    assert chosen(base, [made]) == (template, "the base's own: the adapter was trained with it")
+    out = ArtifactWriter(str(tmp_path / "store"), "pretrain", "after")
+    _add_tokenizer(out, inputs(base, tmp_path, 1, made, prompt=""), load_encoder(base, "--model"))
+    after = open_artifact(out.publish("adapter").reference)
+    assert json.loads(after.read("tokenizer_config.json"))["chat_template"] == template
+    assert after.manifest.facts["prompt"] == "own"
+
+
+def test_the_other_templates_that_a_base_names_stay_beside_the_one_that_was_taught(base, tmp_path):
+    named = [{"name": "default", "template": OWN}, {"name": "tool_use", "template": "T"}]
+    folder = Path(base.root)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
+    _add_tokenizer(out, of_own_words(open_artifact(str(folder)), tmp_path, OWN), load_encoder(base, ""))
+    made = open_artifact(out.publish("adapter").reference)
+    assert json.loads(made.read("tokenizer_config.json"))["chat_template"] == named
+
+
+def test_a_dataset_whose_template_is_gone_is_refused(base, tmp_path):
+    out = ArtifactWriter(str(tmp_path / "store"), "finetune", "key")
+    with pytest.raises(InputError, match="the chat template that it was made with is gone; make it again"):
+        _add_tokenizer(out, inputs(base, tmp_path, 3, prompt="own"), load_encoder(base, ""))
+
+
 @pytest.mark.parametrize("prompt", [DEFAULT, RECIPE], ids=lambda prompt: prompt.name)
 @pytest.mark.parametrize(
     "asked", [DEFAULT.template, RECIPE.template, RECIPE.plain, ""], ids=["newline", "recipe", "0.1", "none"]

@@ -8,6 +8,7 @@ import pytest
 
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
+from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import Encoder
 from zhllama.weights.beside import require_known_tokens, tokens_of
 
@@ -21,7 +22,7 @@ def folder(path: Path, files: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(llama_tokenizer: bytes) -> Encoder:
-    return Encoder(llama_tokenizer)
+    return SentencePieceEncoder(llama_tokenizer)
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def test_rows_belong_to_pieces_as_the_contract_says_or_padded_to_a_multiple_of_e
 def test_rows_that_do_not_fit_are_said_with_their_pieces():
     require_rows(10, 17, "--model m", "the model")
     require_rows(10, 16, "--model m", "the model", rows_fit(10, 16, None))
-    with pytest.raises(InputError, match=r"^--model m: tokenizer\.model has 10 pieces and the model 9 rows; give"):
+    with pytest.raises(InputError, match=r"^--model m: its tokenizer has 10 pieces and the model 9 rows; give"):
         require_rows(10, 9, "--model m", "the model")
     with pytest.raises(InputError, match=r"has 10 pieces and the model 17 rows"):
         require_rows(10, 17, "--model m", "the model", rows_fit(10, 17, None))

@@ -69,9 +69,23 @@ def test_the_feed_forward_width_is_metas(dim, width):
         '{"dim": "64", "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6}',
         '{"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "vocab_size": -5}',
         '{"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "vocab_size": 0}',
-        '{"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "use_scaled_rope": true}',
+        '{"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "use_scaled_rope": 1}',
+        '{"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "rope_scaling_factor": 8}',
+        '{"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "vision_chunk_size": 8}',
     ],
-    ids=["no JSON", "a list", "empty", "heads", "layers", "text", "vocabulary", "no vocabulary", "LLaMA 3.1"],
+    ids=[
+        "no JSON",
+        "a list",
+        "empty",
+        "heads",
+        "layers",
+        "text",
+        "vocabulary",
+        "no vocabulary",
+        "scaled",
+        "a factor alone",
+        "pictures",
+    ],
 )
 def test_params_that_are_not_llamas_are_refused(text):
     with pytest.raises(InputError, match=r"^here: not LLaMA's params\.json"):

@@ -75,7 +75,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": 10**9}, "says 1000000000 layers, and there are 21 tensors"),
     ({"num_hidden_layers": 1}, r"tensor model\.layers\.1\.\S+ is none of a LLaMA model with 1 layers"),
     ({"rope_scaling": {"type": "longrope"}}, r"\(longrope\), which is not done"),
-    ({"model_type": "mistral"}, "is of a mistral model"),
+    ({"model_type": "gemma2"}, "is of a gemma2 model"),
     ({"model_type": None}, "is of a None model"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
     ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false', where true or false"),

@@ -63,6 +63,19 @@ class Rope:
             "rope_scaling": old,
         }
 
+    def factors(self, head: int) -> list[float]:
+        """What each frequency of a head of this width is divided by, for programs that do not know llama3 by name.
+        Slow turns by `factor`, quick ones not at all, those between in between (Meta's formula)."""
+        said = self.settings
+        low, high, factor = said["low_freq_factor"], said["high_freq_factor"], said["factor"]
+        found = []
+        for index in range(0, head, 2):
+            # turns within the positions that the model was first made for
+            turns = said[LENGTH] / (2 * math.pi * self.theta ** (index / head))
+            smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
+            found.append(1 / ((1 - smooth) / factor + smooth))
+        return found
+
     def __str__(self) -> str:
         return f"{self.kind} with a base of {self.theta:g}"
 
@@ -114,7 +127,7 @@ def _rope(config: Mapping[str, Any], given: Mapping[str, Any], where: str) -> Ro
                 f"{where}: config.json sets {name:.80} of the rotary positions, which is not done; {_MEND}"
             )
     if config.get("partial_rotary_factor") not in (None, 1):
-        raise InputError(f"{where}: config.json sets partial_rotary_factor, which is not done for LLaMA; {_MEND}")
+        raise InputError(f"{where}: config.json sets partial_rotary_factor, which is not done; {_MEND}")
     return Rope(kind, theta, settings)
 
 
