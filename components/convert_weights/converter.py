@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from contextlib import closing
 
 from components.convert_weights.options import ConvertWeights
-from components.convert_weights.source import open_source
+from components.convert_weights.source import WeightSource
 from zhllama import storage
 from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.models.architecture import EMBEDDING, HEAD
@@ -23,9 +24,10 @@ from zhllama.storage.prefetch import prefetch
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import load_encoder, padding_multiple
 from zhllama.weights.chat_template import chosen
-from zhllama.weights.meta_format import TOKENIZER
+from zhllama.weights.gguf_file import SUFFIX
+from zhllama.weights.meta_format import PARAMS, TOKENIZER
 from zhllama.weights.model_card import write_card
-from zhllama.weights.model_config import GENERATION
+from zhllama.weights.model_config import CONFIG, GENERATION
 from zhllama.weights.safetensors_io import INDEX, SafetensorsStream, index_json, shard_file
 from zhllama.weights.settings import write_settings
 
@@ -38,7 +40,7 @@ def convert_weights(config: ConvertWeights, inputs: Inputs, out: ArtifactWriter)
     import torch
 
     weights = inputs["weights"].require_kind("meta-weights", "exported", "gguf", "hf-model", option="--weights")
-    model = open_source(weights, config.dtype)
+    model = _open(weights, config.dtype)
     encoder = load_encoder(model.tokenizer, "--weights")
     if encoder.size > model.vocabulary_rows or (encoder.size < model.vocabulary_rows and not model.padded):
         raise InputError(
@@ -98,3 +100,21 @@ def files_of(sizes: Mapping[str, int], limit: int = FILE_LIMIT) -> dict[str, lis
         files[-1].append(name)
         used += size
     return {shard_file(number, len(files)): names for number, names in enumerate(files, 1)}
+
+
+def _open(weights: Artifact, dtype: str) -> WeightSource:
+    """A GGUF, a Hugging Face folder or Meta's files, whichever lies there. InputError for what is none of them, or
+    cannot be converted."""
+    if any(name.endswith(SUFFIX) for name in weights.names):
+        from components.convert_weights.gguf_model import GgufModel
+
+        return GgufModel(weights, "--weights", dtype)
+    if CONFIG in weights and PARAMS not in weights:
+        from components.convert_weights.hf_model import HfModel
+
+        return HfModel(weights, "--weights", dtype)
+    from components.convert_weights.meta_model import MetaModel
+
+    if dtype:
+        raise InputError(f"--dtype {dtype}: Meta's weights keep their own; leave it out, it is for what is quantised")
+    return MetaModel(weights, "--weights")
