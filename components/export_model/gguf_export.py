@@ -1,10 +1,11 @@
 """One model as one or several GGUF files.
 
 f32, f16 and bf16 go as a stream into the store. A quantised file is made by llama.cpp from a local one in the model's
-own precision: room below TMPDIR is checked first. Before a weight is read, llama.cpp encodes lines made of the
-vocabulary's own pieces; the manifest says for how many its ids are not SentencePiece's.
+own precision: room below TMPDIR is checked first. Before a weight is read, llama.cpp, where it is there, encodes lines made
+of the vocabulary's own pieces; the manifest says for how many its ids are not SentencePiece's.
 """
 
+import importlib.util
 import logging
 import tempfile
 from collections import Counter
@@ -41,12 +42,16 @@ def split_kinds(value: str) -> list[str]:
     return kinds
 
 
+def quantised(kinds: Sequence[str]) -> list[str]:
+    """Those that llama.cpp makes; the others are written without it."""
+    return [kind for kind in kinds if kind in QUANTIZATIONS]
+
+
 def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactWriter) -> None:
     """Writes `model-<kind>.gguf` for each kind (none given: the model's own precision) and tokenizer.model."""
     plan = plan_gguf(model, name)
     encoder = plan.model.encoder
     kinds = list(kinds) or [plan.own_precision]
-    quantised = [kind for kind in kinds if kind in QUANTIZATIONS]
     sizes = {kind: estimate(plan, kind) for kind in kinds}
     listed = ", ".join(f"{kind} {human(size, 'B')}" for kind, size in sizes.items())
     log.info("%s parameters, %s; to write: %s", f"{plan.parameters:,}", plan.own_precision, listed)
@@ -61,8 +66,8 @@ def export_gguf(model: Artifact, kinds: Sequence[str], name: str, out: ArtifactW
         with out.writer(f"model-{kind}.gguf") as stream:
             write_gguf(plan, kind, stream)
         files[kind] = {"bytes": stream.size}
-    if quantised:
-        files |= _quantised(plan, quantised, out)
+    if by_llama_cpp := quantised(kinds):
+        files |= _quantised(plan, by_llama_cpp, out)
     beside = encoder.files(plan.positions)
     # of SentencePiece's, the one that the others are made of
     for file in [TOKENIZER] if TOKENIZER in beside else beside:
@@ -109,8 +114,11 @@ def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> di
     return files
 
 
-def tokens_differing(plan: GgufModel) -> int:
-    """How many probe lines llama.cpp encodes otherwise than BOS and SentencePiece's ids."""
+def tokens_differing(plan: GgufModel) -> int | None:
+    """How many probe lines llama.cpp encodes otherwise than BOS and SentencePiece's ids; None where it is not there."""
+    if not importlib.util.find_spec("llama_cpp"):
+        log.warning("llama-cpp-python is not installed: its ids are not compared with training's")
+        return None
     encoder = plan.model.encoder
     lines = probe_lines(encoder)
     with temporary_folder() as folder:

@@ -30,7 +30,7 @@ class ExportModel(StageOptions):
     """gguf: the model's name, as programs show it."""
 
     def __post_init__(self) -> None:
-        from components.export_model.gguf_export import split_kinds
+        from components.export_model.gguf_export import quantised, split_kinds
 
         if not 0 <= self.shards <= 64:
             raise InputError(f"--shards {self.shards}: give 1 to 64, or 0 for as many as Meta's own files")
@@ -38,16 +38,22 @@ class ExportModel(StageOptions):
             raise InputError(f"--shards {self.shards}: a GGUF is one file; leave it out")
         if self.format == "meta" and self.quantization:
             raise InputError(f"--quantization {self.quantization}: Meta's format has none; give --format gguf")
-        split_kinds(self.quantization)
+        kinds = split_kinds(self.quantization)
+        if self.format == "gguf" and quantised(kinds) and not llama_cpp():
+            raise InputError(
+                f"--quantization {self.quantization}: the package llama-cpp-python, which makes {quantised(kinds)[0]}, "
+                "is not installed; install zhllama[gguf], with a C++ compiler at hand, or give f16"
+            )
 
     def more_inputs(self) -> dict[str, Input]:
-        """llama.cpp decides what a GGUF holds: another version's is another work."""
-        if self.format != "gguf":
-            return {}
-        try:
-            return {"llama.cpp": Input("llama-cpp-python", importlib.metadata.version("llama-cpp-python"))}
-        except importlib.metadata.PackageNotFoundError as error:
-            raise InputError(
-                "--format gguf: the package llama-cpp-python is not installed; install zhllama[gguf], with a C++ "
-                "compiler at hand"
-            ) from error
+        """llama.cpp quantises, and says how many ids differ: another version's is another work."""
+        there = self.format == "gguf" and llama_cpp()
+        return {"llama.cpp": Input("llama-cpp-python", there)} if there else {}
+
+
+def llama_cpp() -> str:
+    """The version of llama-cpp-python; "" where it is not installed."""
+    try:
+        return importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
