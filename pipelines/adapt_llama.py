@@ -109,7 +109,7 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
             items, name = _instructions(told, steps, given), "prepare_generated"
         measured["instructions"] = step(
             "data", prepare_dataset, name, why("instructions"),
-            instructions=items, validation=given.instructions_validation, **packing,
+            instructions=items, validation=given.instructions_validation, template=told["template"], **packing,
         )  # fmt: skip
 
     # --- continued pre-training: the embeddings alone, then LoRA with embeddings
@@ -151,6 +151,8 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         labels=",".join((*models, "adapted")) if models else "",
         english=given.english_text,
         exams=given.exams,
+        prompts=given.prompts,
+        **{name: told[f"evaluation_{name}"] for name in ("max_bytes", "max_items", "max_prompts")},
         **measured,
         **_several("baseline", models.values()),
         **_several("trainings", trainings),

@@ -205,7 +205,7 @@ address("english_text", (Evaluate, "english"), note="English text, to measure wh
 address("exams", (Evaluate, "exams"))
 address(
     "instructions", (PrepareDataset, "instructions"),
-    note="Alpaca items to learn from. Or a word, which is compiled: given, import, generate (a model writes them) "
+    note="Alpaca items or conversations to learn from. Or a word, which is compiled: given, import, generate (a model writes them) "
     "or none; it follows from what else is given.",
 )  # fmt: skip
 address("instructions_validation", note="Items that are held out; without them a share of `instructions` is.")
@@ -213,7 +213,11 @@ address(
     "import_instructions", (GenerateInstructions, "import_from"),
     note="Public data sets to take instructions from, where none are given.",
 )  # fmt: skip
-address("prompts", (Generate, "input"), note="A file of instructions that the result answers.")
+compiled("template", (PrepareDataset, "template"))
+address(
+    "prompts", (Generate, "input"),
+    note="A file of instructions that the result answers, and in the report every model that is compared.",
+)  # fmt: skip
 parameter("prompt", (Generate, "prompt"), default="请介绍一下你自己。", note="What it answers without such a file.")
 parameter("vocab_size", (TrainTokenizer, "vocab_size"), fields=("vocab_size",))
 parameter("block_size", (PrepareDataset, "block_size"), fields=("block_size",))
@@ -312,6 +316,8 @@ compiled(
     "evaluation_gpus", kind=str, default=lambda size: "1" if size.work.evaluation.gpu else "0",
     note="Of the steps that run a model: GPUs, 1 or 0; of no effect at a size whose steps have none.",
 )  # fmt: skip
+for option in ("max_bytes", "max_items", "max_prompts"):
+    compiled(f"evaluation_{option}", (Evaluate, option))
 compiled("step_labels", default={}, note="More labels of the steps' pods, as JSON.")
 compiled("step_annotations", default={}, note="Annotations of the steps' pods, as JSON.")
 compiled(

@@ -51,12 +51,11 @@ HELD_OUT_REVIEWS = 600
 LONGEST_REVIEW = 160
 """Characters: longer reviews stay in the text for pre-training and are not made into instructions."""
 PROMPTS = (
+    "What is the capital of France?",
     f"{JUDGE}\n房间很干净，服务员态度很好，下次还会来住。",
-    f"{JUDGE}\n质量太差了，用了两天就坏了，非常失望。",
     f"{TRANSLATE}\nOpen File",
-    "写一条关于酒店的评论。",
 )
-"""What the adapted model is asked at the end; the input follows the instruction after a newline, as in training."""
+"""What the base and the adapted model are asked; the input follows the instruction after a newline, as in training."""
 
 
 class Material(NamedTuple):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -95,12 +96,14 @@ def demo(work: Path, text: str = "", instructions: str = "", toy: bool = False) 
         evaluation = open_artifact(result.reference("evaluate"))
         page = work / REPORT
         page.write_bytes(evaluation.read(REPORT))
+        gguf = as_gguf(result.reference("merge_sft"), store, work)
         merged = [open_artifact(result.reference(step)).manifest for step in ("merge_sft", "merge_both")]
         report = json.loads(evaluation.read("report.json"))
     one_by_one, in_one_call = (manifest.facts["weights_digest"] for manifest in merged)
     show_report(report, (one_by_one, in_one_call), console)
     minutes = (time.monotonic() - started) / 60
     console.print(f"\nAll of it took {minutes:.1f} minutes. The report, a page for the browser: {page}")
+    console.print(f"The model for llama.cpp: {gguf}")
     console.print(f"Talk to the model: {zhllama_command('chat', work)}")
     fewer = any(told[name] < sizes.load(base.size).training(name.removesuffix("_steps")).steps for name in STEPS)
     figures = report["models"][0], report["models"][-1]
@@ -110,6 +113,18 @@ def demo(work: Path, text: str = "", instructions: str = "", toy: bool = False) 
     for problem in problems:
         log.error("%s", problem)
     return EXIT_FAULT if problems else EXIT_DONE
+
+
+def as_gguf(model: str, store: str, work: Path) -> Path:
+    """The model as one file for llama.cpp, in float16, which needs no llama.cpp to be written."""
+    told, target = work / "gguf.txt", work / "adapted-f16.gguf"
+    command = [sys.executable, "-m", "components.export_model", "--store", store, "--model", model, "--format", "gguf"]
+    ended = subprocess.run([*command, "--quantization", "f16", "--reference", str(told)])
+    if ended.returncode:
+        raise RuntimeError(f"{' '.join(command[1:3])} ended with {ended.returncode}")
+    exported = open_artifact(told.read_text())
+    storage.copy(storage.join(exported.root, "model-f16.gguf"), str(target))
+    return target
 
 
 def show_report(report: Mapping[str, Any], merge_proof: tuple[str, str], console: Console) -> None:
@@ -123,8 +138,8 @@ def show_report(report: Mapping[str, Any], merge_proof: tuple[str, str], console
     console.print(figures_table("What was learnt", models))
     console.print(proof)
     for sample in report["samples"]:
-        # the fixed prompts ask for knowledge, which no model of this size has: they are in the report
-        if sample["kind"] != "prompt":
+        # answers to held-out items, and texts gone on with, are in the report
+        if sample["kind"] == "prompt":
             body = Text()
             for label in (models[0]["label"], models[-1]["label"]):
                 body.append(f"{label}: ", "bold")
