@@ -205,8 +205,8 @@ address("english_text", (Evaluate, "english"), note="English text, to measure wh
 address("exams", (Evaluate, "exams"))
 address(
     "instructions", (PrepareDataset, "instructions"),
-    note="Alpaca items or conversations to learn from. Or a word, which is compiled: given, import, generate (a model writes them) "
-    "or none; it follows from what else is given.",
+    note="Alpaca items or conversations to learn from. Or a word, which is compiled: given, import, generate (a model "
+    "writes them) or none; it follows from what else is given.",
 )  # fmt: skip
 address("instructions_validation", note="Items that are held out; without them a share of `instructions` is.")
 address(

@@ -1,8 +1,8 @@
 """One model as one or several GGUF files.
 
 f32, f16 and bf16 go as a stream into the store. A quantised file is made by llama.cpp from a local one in the model's
-own precision: room below TMPDIR is checked first. Before a weight is read, llama.cpp (where it is installed) encodes lines
-made of the vocabulary's own pieces; the manifest says for how many its ids are not SentencePiece's.
+own precision: room below TMPDIR is checked first. Before a weight is read, llama.cpp (where it is installed) encodes
+lines made of the vocabulary's own pieces; the manifest says for how many its ids are not SentencePiece's.
 """
 
 import importlib.util
