@@ -101,6 +101,7 @@ class MetaModel:
         """config.json of a model in Meta's layout, which is LLaMA's alone. max_positions: as the option says."""
         params = self.params
         return checked_config({
+            "architectures": [LLAMA.transformers],
             "model_type": LLAMA.model_type,
             "vocab_size": vocabulary.rows,
             "hidden_size": params.dim,

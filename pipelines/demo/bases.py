@@ -24,6 +24,8 @@ SUMS = "sha256sums.txt"
 ROOM = 120 * 10**6
 FULL_SPEED = 400
 """Tokens a second at which the size's steps take as long as the demo may."""
+SCORED = {"evaluation_max_bytes": 16_000, "evaluation_max_items": 160, "evaluation_max_prompts": 3}
+"""What four models of its size are scored on in two minutes."""
 STEPS = ("embeddings_steps", "lora_steps", "sft_steps")
 
 
@@ -38,8 +40,9 @@ class Base:
     """Puts them there."""
     weights: str = ""
     """The file in it that is the model's address; "": the folder is."""
-    replay: bool = False
-    """Whether a tenth of what it learns from is English."""
+    speaks: bool = False
+    """Whether a tenth of the text that it learns from is English, so that it keeps that, and half of its instructions
+    ask for texts."""
     settings: Callable[[Path], dict[str, Any]] = field(default=lambda work: {})
     """What it is told beside the addresses, by the work folder."""
     shortfalls: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
@@ -81,7 +84,7 @@ def fitted(work: Path) -> dict[str, Any]:
     log.info(
         "%s tokens a second in %s: %.0f%% of the steps", found["tokens_per_second"], found["precision"], 100 * share
     )
-    return {**steps, **precisions}
+    return {**steps, **precisions, **SCORED}
 
 
 def _too_little_chinese(base: Mapping[str, Any], adapted: Mapping[str, Any]) -> list[str]:
@@ -129,6 +132,6 @@ def _too_few_right(adapted: Mapping[str, Any], least: float) -> list[str]:
 
 TOY = Base(size="tiny", folder="tiny-llama", make=train_toy, shortfalls=_toy_shortfalls)
 SMOLLM2 = Base(
-    size="smollm2-135m", folder="smollm2", make=unpack, weights=GGUF, replay=True, settings=fitted,
+    size="smollm2-135m", folder="smollm2", make=unpack, weights=GGUF, speaks=True, settings=fitted,
     shortfalls=_too_little_chinese,
 )  # fmt: skip

