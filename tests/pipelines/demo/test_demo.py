@@ -27,7 +27,7 @@ def report(accuracy: float) -> dict:
             "instructions": {"accuracy": accuracy, "chance": 0.5, "items": 500},
         }
 
-    samples = [{"kind": "instruction", "prompt": "问题\n评论", "answers": {"base": "", "adapted": "正面"}}]
+    samples = [{"kind": "prompt", "prompt": "问题\n评论", "answers": {"base": "", "adapted": "正面"}}]
     return {"models": [model("base", 1.2), model("adapted", 0.7)], "samples": samples}
 
 
@@ -63,11 +63,12 @@ def test_a_demo_that_learnt_too_little_is_a_failure():
 
 
 def test_smollm2_has_to_learn_chinese_and_to_keep_its_english():
-    found = report(0.9)["models"]
-    found[-1]["bits_per_byte"] = {"zh": 2.2, "en": 1.35}
-    assert SMOLLM2.shortfalls(*found) == []
-    found[-1]["bits_per_byte"] = {"zh": 2.3, "en": 1.5}
-    assert SMOLLM2.shortfalls(*found) == [
+    base, adapted = report(0.5)["models"]
+    base["bits_per_byte"] = {"zh": 2.57, "en": 1.30}
+    adapted["bits_per_byte"] = {"zh": 2.24, "en": 1.39}
+    assert SMOLLM2.shortfalls(base, adapted) == []
+    adapted["bits_per_byte"] = {"zh": 2.3, "en": 1.5}
+    assert SMOLLM2.shortfalls(base, adapted) == [
         "2.30 bits a byte of Chinese; 2.25 are expected", "1.50 bits a byte of English; 1.40 are expected",
     ]  # fmt: skip
 
