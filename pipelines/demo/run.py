@@ -123,7 +123,8 @@ def as_gguf(model: str, store: str, work: Path) -> Path:
     """The model as one file for llama.cpp, in float16, which needs no llama.cpp to be written."""
     told, target = work / "gguf.txt", work / "adapted-f16.gguf"
     command = [sys.executable, "-m", "components.export_model", "--store", store, "--model", model, "--format", "gguf"]
-    ended = subprocess.run([*command, "--quantization", "f16", "--reference", str(told)])
+    command += ["--quantization", "f16", "--reference", str(told)]
+    ended = subprocess.run(command, env={**os.environ, "ZHLLAMA_LOG": "WARNING"})
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command[1:3])} ended with {ended.returncode}")
     exported = open_artifact(told.read_text())

@@ -184,7 +184,7 @@ def copy(model: str, target: str) -> dict[str, float]:
 def merge(model: str, adapter: str, store: str) -> dict[str, object]:
     import torch  # noqa: F401 - its import is no part of the figure, as it is none of the peer's
 
-    from components.merge_adapters import lora, stream  # noqa: F401
+    from components.merge_adapters import proof, stream  # noqa: F401
     from components.merge_adapters.merger import merge_adapters
     from components.merge_adapters.options import MergeAdapters
     from zhllama.stage.run import run_stage

@@ -14,7 +14,7 @@ from zhllama.terminal import say, visible
 _LIBRARIES = "accelerate|datasets|deepspeed|huggingface_hub|peft|tokenizers|torch|transformers"
 _NOISY = (
     "botocore", "boto3", "urllib3", "s3transfer", "httpx", "httpcore", "httpx2", "httpcore2", "filelock", "fsspec",
-    "kubernetes",
+    "kubernetes", "gguf",
 )  # fmt: skip
 
 
