@@ -22,6 +22,7 @@ from kfp import compiler, dsl, kubernetes
 
 from components.convert_weights.component import convert_weights
 from components.evaluate.component import evaluate
+from components.evaluate.options import Evaluate
 from components.extend_tokenizer.component import extend_tokenizer
 from components.fetch_weights.component import fetch_weights
 from components.generate.component import generate
@@ -29,6 +30,7 @@ from components.generate_instructions.component import generate_instructions
 from components.launch_training.component import cleanup_training, launch_training
 from components.merge_adapters.component import merge_adapters
 from components.prepare_dataset.component import prepare_dataset
+from components.prepare_dataset.options import PrepareDataset
 from components.serve.component import deploy
 from components.train_tokenizer.component import train_tokenizer
 from pipelines.configuration import Configuration
@@ -39,6 +41,7 @@ from pipelines.steps import Steps
 from zhllama import storage
 from zhllama.errors import InputError
 from zhllama.mounted_secrets import KEY_FOLDER, MODEL_FOLDER
+from zhllama.stage.options import described
 from zhllama.storage.private import temporary_folder
 from zhllama.training.options import EACH_RUN
 
@@ -109,7 +112,8 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
             items, name = _instructions(told, steps, given), "prepare_generated"
         measured["instructions"] = step(
             "data", prepare_dataset, name, why("instructions"),
-            instructions=items, validation=given.instructions_validation, template=told["template"], **packing,
+            instructions=items, validation=given.instructions_validation, **packing,
+            **_told(told, PrepareDataset, "template"),
         )  # fmt: skip
 
     # --- continued pre-training: the embeddings alone, then LoRA with embeddings
@@ -152,7 +156,7 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         english=given.english_text,
         exams=given.exams,
         prompts=given.prompts,
-        **{name: told[f"evaluation_{name}"] for name in ("max_bytes", "max_items", "max_prompts")},
+        **_told(told, Evaluate, "max_bytes", "max_items", "max_prompts", prefix="evaluation_"),
         **measured,
         **_several("baseline", models.values()),
         **_several("trainings", trainings),
@@ -200,6 +204,11 @@ def _trained(told: Configuration, steps: Steps, given: SimpleNamespace, training
         arguments=fixed_arguments(told, training),
         **inputs,
     )  # fmt: skip
+
+
+def _told(told: Configuration, stage: type, *options: str, prefix: str = "") -> dict[str, Any]:
+    """A stage's compiled options that are not at its defaults: what a step is told stands in each of Argo's nodes."""
+    return {one: told[prefix + one] for one in options if told[prefix + one] != described(stage)[one].default}
 
 
 def _several(option: str, values: Any) -> dict[str, Any]:

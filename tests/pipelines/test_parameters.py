@@ -20,10 +20,10 @@ def test_the_page_holds_them_as_they_are():
     """`zhllama render all` writes it again."""
     page = told.PAGE.read_text()
     assert told.page(page) == page
-    assert "| `lora_steps` | run | whole number | tiny, smollm2-135m: `120`; the others: `6000` |" in page
+    assert "| `lora_steps` | run | whole number | tiny: `120`; smollm2-135m: `150`; the others: `6000` |" in page
     assert "| `store` | run | text | (required) |" in page
     assert "| `prompts` | run | text | (empty) |" in page
-    assert "| `lora_memory` | compile | text | tiny, smollm2-135m: `4Gi`; 7b: `256Gi`; " in page
+    assert "| `lora_memory` | compile | text | tiny: `4Gi`; 7b: `256Gi`; " in page
 
 
 def test_a_page_without_the_place_is_refused():
