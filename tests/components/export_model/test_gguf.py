@@ -1,6 +1,5 @@
 """Export to GGUF: llama.cpp loads it, encodes as SentencePiece does and computes what transformers computes."""
 
-import importlib.metadata
 import os
 import shutil
 import signal
@@ -383,15 +382,6 @@ def test_room_is_asked_for_before_a_weight_is_read(tmp_path, model, monkeypatch)
 
 def refuse(what: str) -> None:
     raise InputError(what)
-
-
-def test_without_llama_cpp_one_line_says_what_to_install(tmp_path, tiny_model, monkeypatch):
-    def absent(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", absent)
-    with pytest.raises(InputError, match=r"install zhllama\[gguf\]"):
-        export(tmp_path, tiny_model)
 
 
 def test_what_llama_cpp_refuses_is_a_fault_with_its_words(tmp_path):
