@@ -157,8 +157,10 @@ def test_a_role_that_is_given_after_a_refusal_is_enough(cluster, launch):
 
 
 @pytest.mark.parametrize("name", ["rbac/get", "auth/wrong-token"])
-def test_a_right_that_is_away_for_a_moment_in_mid_run_ends_no_run(cluster, launch, caplog, name):
+def test_a_right_that_is_away_for_a_moment_in_mid_run_ends_no_run(cluster, launch, caplog, monkeypatch, name):
     """An API server that has just started knows no Role yet; a release that is applied anew deletes and makes them."""
+    # it may just have looked: the next look is in a minute, unless something happens
+    monkeypatch.setattr("components.launch_training.follower.LOOK_EVERY", 0.2)
     caplog.set_level("INFO")
 
     def operate(job) -> None:
@@ -178,6 +180,7 @@ def test_a_right_that_stays_away_in_mid_run_is_said_and_the_job_is_left_to_the_r
     cluster, launch, caplog, monkeypatch
 ):
     monkeypatch.setattr("components.launch_training.follower.REFUSED_WITHIN", 0.05)
+    monkeypatch.setattr("components.launch_training.follower.LOOK_EVERY", 0.2)
     caplog.set_level("INFO")
 
     def operate(job) -> None:
