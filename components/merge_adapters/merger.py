@@ -32,17 +32,18 @@ log = logging.getLogger("merge")
 def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
     from components.merge_adapters.proof import prove, require_memory
-    from components.merge_adapters.stream import bytes_after, merge_weights
+    from components.merge_adapters.stream import merge_weights
     from zhllama.weights.merge_plan import nothing_changed, plan_merge
     from zhllama.weights.model_config import model_config
     from zhllama.weights.safetensors_io import Checkpoint
+    from zhllama.weights.stream import bytes_after
 
     model = inputs["model"].require_kind("hf-model", option="--model")
     checkpoint = Checkpoint(model)
     checkpoint.refuse_quantised()
     settings = model_config(checkpoint)
     given = inputs.all("adapters")
-    plan = plan_merge(model, checkpoint, given, split_references(config.adapters))
+    plan = plan_merge(model, checkpoint, given, split_references(config.adapters), config.scale)
     adapters, encoder, shapes = [step.adapter for step in plan.steps], plan.encoder, plan.shapes
     settings["tie_word_embeddings"] = plan.tied
     settings["vocab_size"] = rows = shapes[EMBEDDING][0]
@@ -95,7 +96,8 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
         dtype = checkpoint.info(EMBEDDING).dtype
         out.vocabulary = replace(vocabulary, tied=plan.tied, dtype=dtype, padding_multiple=multiple)
     kind, several = architecture(settings, checkpoint.where), "s" if len(given) > 1 else ""
-    made = f"A {kind.title} model with {len(given)} adapter{several} merged into it."
+    scaled = "" if config.scale == 1 else f", {config.scale:g} of what it was trained to change"
+    made = f"A {kind.title} model with {len(given)} adapter{several} merged into it{scaled}."
     pieces = {} if vocabulary is None else {"Vocabulary": f"{vocabulary.size:,} pieces"}
     write_card(out, model, made, pieces | ({} if encoder is None else {"Chat template": why}))
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None
@@ -105,6 +107,8 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     out.add_json("report.json", said, beside=True)
     weights = set(checkpoint.files)
     out.facts["weights_digest"] = digest_of([[file.path, file.sha256] for file in out.files if file.path in weights])
+    if config.scale != 1:
+        out.facts["scale"] = config.scale
     out.facts["changed_tensors"] = len(changes)
     most = max(changes, key=changes.__getitem__)
     out.facts["summary"] = f"{len(changes)} of {count} tensors changed, most {most} by {changes[most]:.2%}"
