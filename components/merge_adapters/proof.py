@@ -157,7 +157,8 @@ def _by_peft(model: Any, adapter: Adapter, had: int) -> Any:
         raise RuntimeError(f"{adapter.where}: peft has no place for {result.unexpected_keys[0]}")
     for layer in adapted.modules() if adapter.scale != 1 else ():
         if isinstance(layer, LoraLayer):
-            layer.scale_layer(adapter.scale)
+            # its scale_layer passes over embeddings
+            layer.scaling = {name: scaling * adapter.scale for name, scaling in layer.scaling.items()}
     return adapted
 
 
