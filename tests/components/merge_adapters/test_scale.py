@@ -151,7 +151,7 @@ def test_the_manifest_and_the_card_say_it(tmp_path, tiny_folder, make_adapter):
     manifest = merge(tmp_path, tiny_folder, adapter, scale=0.7)
     assert (manifest.configuration["scale"], manifest.facts["scale"]) == (0.7, 0.7)
     card = Path(manifest.root, "README.md").read_text("utf-8")
-    assert "with 1 adapter merged into it, 0.7 of what it was trained to change." in card
+    assert "with 1 adapter merged into it, scaled by 0.7." in card
     half = tensors_of(manifest)
     report = json.loads(Path(manifest.root, "report.json").read_text("utf-8"))["changed"]
     name = next(iter(report))
