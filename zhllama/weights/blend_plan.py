@@ -91,14 +91,17 @@ def _rows_of(models: Sequence[Source], named: Source) -> Rows:
 
 
 def _arithmetic(model: Source) -> dict[str, Any]:
-    """What two models must have alike, by names that a reader of config.json knows."""
+    """What two models must have alike, by the names of config.json."""
     settings, kind = model.settings, architecture(model.settings, model.where)
-    sizes = {f"its {name}": size for name, size in kind.sizes(settings).items() if name != "pieces"}
-    rope = Rope.of(settings, model.where)
+    size, rope = kind.sizes(settings), Rope.of(settings, model.where)
     said = {
         "model_type": kind.model_type,
         "num_hidden_layers": settings["num_hidden_layers"],
-        **sizes,
+        "hidden_size": size["width"],
+        "intermediate_size": size["wide"],
+        "num_attention_heads": size["heads"],
+        "num_key_value_heads": size["key_heads"],
+        "head_dim": size["head"],
         "hidden_act": settings.get("hidden_act", "silu").replace("swish", "silu"),
         "rms_norm_eps": settings.get("rms_norm_eps", 1e-6),
         "rope_theta": rope.theta,
