@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from components.merge_models.merger import merge_models
 from components.merge_models.options import MergeModels
 from tests.packed_data import quantise
-from tests.small_models import KINDS, save
+from tests.small_models import KINDS, model_of, save
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
@@ -24,6 +24,7 @@ from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import parse_model
 from zhllama.weights import stream
+from zhllama.weights.chat_template import default_of, template_in
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 WEIGHTS = {"weight": 0.5, "embeddings": 0.2, "attention": 0.3, "feed_forward": 0.6}
@@ -425,3 +426,30 @@ def test_an_instruct_model_says_how_the_result_is_asked(tmp_path, two, adapted, 
     assert asked(merge(tmp_path / "store", instruct, silent)) == ("{{ messages[0]['content'] }}", "the model's own")
     neither = merge(tmp_path / "store", silent, adapted)
     assert asked(neither)[0] == RECIPE.template
+
+
+def test_the_same_pieces_with_another_end_are_one_vocabulary(tmp_path, byte_level_files):
+    """A base ends with <|endoftext|>, its instruct model with <|im_end|>: the result stops at either."""
+    model = model_of("qwen2", vocab_size=1600, num_hidden_layers=1).half()
+
+    def folder(name: str, far: float, **said: Any) -> Path:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(far)
+        model.save_pretrained(tmp_path / name)
+        for file, content in byte_level_files["qwen"].items():
+            (tmp_path / name / file).write_bytes(content)
+        return change(tmp_path / name, "tokenizer_config.json", **said)
+
+    plain = {"eos_token": "<|endoftext|>", "chat_template": ...}
+    base, adapted, instruct = folder("base", 0, **plain), folder("adapted", 0.1, **plain), folder("instruct", 0.2)
+    manifest = merge(tmp_path / "store", adapted, instruct, base, method="chat-vector")
+    ids = json.loads((base / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+    known = {one["content"]: one["id"] for one in ids}
+    ends = json.loads(Path(manifest.root, "generation_config.json").read_text("utf-8"))["eos_token_id"]
+    assert set(ends) == {known["<|endoftext|>"], known["<|im_end|>"]}
+    said = json.loads(Path(manifest.root, "tokenizer_config.json").read_text("utf-8"))
+    assert (said["eos_token"], said["chat_template"]) == (
+        "<|endoftext|>",
+        default_of(template_in(open_artifact(str(instruct)), "")),
+    )
