@@ -68,7 +68,7 @@ def merge_models(config: MergeModels, inputs: Inputs, out: ArtifactWriter) -> Ma
     asked = next((one for one in order if template_in(one.artifact, "")), first)
     template, why = chosen(asked.artifact)
     if asked is other:
-        why = "that of --other"
+        why = "the other model's own"
     log.info("chat template: %s", why)
     settings = first.settings | {"tie_word_embeddings": first.tied, "vocab_size": shapes[EMBEDDING][0]}
     # without a tokenizer that we read, a model's files are its own

@@ -419,7 +419,7 @@ def test_an_instruct_model_says_how_the_result_is_asked(tmp_path, two, adapted, 
         return said["chat_template"], manifest.facts["chat_template"]
 
     chat = merge(tmp_path / "store", adapted, instruct, two[1], method="chat-vector")
-    assert asked(chat) == ("{{ messages[0]['content'] }}", "that of --other")
+    assert asked(chat) == ("{{ messages[0]['content'] }}", "the other model's own")
     assert json.loads(Path(chat.root, "generation_config.json").read_text("utf-8"))["temperature"] == 0.6
     silent = change(copy_of(two[1]), "tokenizer_config.json", chat_template=...)
     assert asked(merge(tmp_path / "store", silent, instruct)) == asked(chat)
