@@ -1,9 +1,8 @@
 """The pipeline: the one place where stages are wired.
 
-    fetch → convert ─┐                       ┌─ prepare text ─→ stage 1 → stage 2 → merge ─┐
-                     ├→ extend vocabulary ───┤                                             ├→ SFT → merge → evaluate
-    train tokenizer ─┘                       └─ prepare instructions ──────────────────────┘              → generate
-                                                                                                          → deploy
+    fetch → convert ─┐                   ┌─ prepare text ─→ stage 1 → stage 2 → merge ─┐
+                     ├→ extend vocabulary┤                                             ├→ SFT → merge → evaluate → deploy
+    train tokenizer ─┘                   └─ prepare instructions ──────────────────────┘              → generate
 
 Every part can be replaced by something ready (a model, a Chinese tokenizer, an extended model, published adapters) or
 left out (stage 1, both stages of pre-training, SFT). Which, is the run's configuration (configuration.py), and decided
@@ -144,13 +143,15 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
     # --- what came of it
 
     models = {label: model for label, model in compared.items() if model is not adapted}
-    steps.add(
+    evaluated = steps.add(
         "evaluation", evaluate, "evaluate", "always",
         store=given.store,
         model=adapted,
         labels=",".join((*models, "adapted")) if models else "",
         english=given.english_text,
         exams=given.exams,
+        questions=given.questions,
+        require=given.require,
         **measured,
         **_several("baseline", models.values()),
         **_several("trainings", trainings),
@@ -163,6 +164,8 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         deployed = steps.add(
             "deploy", deploy, "deploy", why("deploy"), model=adapted, machine=as_json(serving_machine(told))
         )
+        # what is required of the result has to hold before anybody is served by it
+        deployed.after(evaluated)
         # without it serve says what it needs
         kubernetes.use_secret_as_volume(deployed, told["serve_secret"], KEY_FOLDER, optional=True)
 

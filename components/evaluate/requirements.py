@@ -84,6 +84,7 @@ def check_requirements(
     exams: Collection[str] = (),
     tasks: Collection[str] = (),
     option: str = "--require",
+    mends: Mapping[str, str] = OPTIONS,
 ) -> None:
     """InputError, before anything is measured, for an unknown figure or label, and for a figure that will not be.
     labels: of the baselines, then of the model. measured: the sources (of OPTIONS) that there are. exams: the
@@ -93,13 +94,17 @@ def check_requirements(
         source = SOURCES.get(one.figure)
         later = re.fullmatch(r".+_\d+_shots", one.figure) if "" in exams else one.figure in exams
         if source is None and not later and not any(one.figure.startswith(f"{task}_") for task in tasks):
-            known = [*SOURCES, *exams]
+            known = [
+                *SOURCES,
+                *(f"{code}_{name}" for name in (*_TEXT, *_FACTS) for code in ("english", "chinese")),
+                *exams,
+            ]
             raise InputError(
                 f"{where}: there is no figure {one.figure}{nearest(one.figure, known)}; they are called as in the "
                 "report's metrics (docs/evaluation.md)"
             )
         if source and source not in measured and not one.optional:
-            raise _unmeasured(one, OPTIONS[source], option)
+            raise _unmeasured(one, mends[source], option)
         if one.label:
             _of_label(one, labels, option)
         if one.figure.startswith("facts_kept") and len(labels) == 1 and not one.optional:
