@@ -1,8 +1,8 @@
 """The pipeline: the one place where stages are wired.
 
-    fetch → convert ─┐                   ┌─ prepare text ─→ stage 1 → stage 2 → merge ─┐
-                     ├→ extend vocabulary┤                                             ├→ SFT → merge → evaluate → deploy
-    train tokenizer ─┘                   └─ prepare instructions ──────────────────────┘              → generate
+    fetch → convert ─┐                  ┌─ prepare text ─→ stage 1 → stage 2 → merge ─┐
+                     ├→ extend tokenizer┤                                             ├→ SFT → merge → evaluate → deploy
+    train tokenizer ─┘                  └─ prepare instructions ──────────────────────┘              → generate
 
 Every part can be replaced by something ready (a model, a Chinese tokenizer, an extended model, published adapters) or
 left out (stage 1, both stages of pre-training, SFT). Which, is the run's configuration (configuration.py), and decided

@@ -149,7 +149,8 @@ def test_repetition_and_distinct_answers_are_shares(said: list[str]) -> None:
 @pytest.mark.parametrize(
     ("language", "text", "holds"),
     [
-        ("zh", "是北京。", True), ("zh", "Beijing", False), ("zh", "水的化学式是H2O。", True), ("zh", "ok，好", False), ("zh", "7", False),
+        ("zh", "是北京。", True), ("zh", "Beijing", False), ("zh", "水的化学式是H2O。", True),
+        ("zh", "ok，好", False), ("zh", "7", False),
         ("zh", "ペキン", False), ("en", "Paris.", True), ("en", "Café", True), ("en", "巴黎", False), ("en", "", False),
         ("en", "Москва", False),
     ],

@@ -1,4 +1,4 @@
-"""The stage with requirements: the report is there in any case, the command fails, and fails again without measuring."""
+"""The stage with requirements: the report is there in any case, the command fails, and again, without measuring."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_the_line_says_the_figure_the_gap_and_where_the_report_is(refused: tuple
 
 
 def test_the_report_is_published_with_its_verdict_and_no_reference_is_handed_on(refused: tuple[str, Path]) -> None:
-    said, folder = refused
+    folder = refused[1]
     report = report_of(str(folder / "output"))
     (verdict,) = report["requirements"]
     value, base = (model["bits_per_byte"]["en"] for model in reversed(report["models"]))

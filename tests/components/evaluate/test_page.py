@@ -190,8 +190,8 @@ def test_what_a_model_knows_and_what_it_lost_are_shown_side_by_side(report: dict
         }
         model |= {"facts": {"zh": None, "en": figures | known}, "repetition": 0.125}
     report["questions"] = [
-        {"language": "en", "question": f"Which {n}?", "answer": "this", "answers": {"base": "this", "adapted": "<i>that"},
-         "right": labels}
+        {"language": "en", "question": f"Which {n}?", "answer": "this", "right": labels,
+         "answers": {"base": "this", "adapted": "<i>that"}}
         for n, labels in enumerate((["base", "adapted"], ["base"], ["adapted"], []))
     ]  # fmt: skip
     page = render(report, 96)
@@ -215,10 +215,8 @@ def test_requirements_are_shown_with_what_came_of_them(report: dict[str, Any], h
          "number": 0.7, "label": None, "holds": holds}
     ]  # fmt: skip
     text = " ".join(read(render(report, 96)).text.split())
-    assert (
-        "accuracy>=0.7 " + {True: "0.7500 0.7000 yes", False: "0.7500 0.7000 no", None: "– 0.7000 not measured"}[holds]
-        in text
-    )
+    said = {True: "0.7500 0.7000 yes", False: "0.7500 0.7000 no", None: "– 0.7000 not measured"}[holds]
+    assert f"accuracy>=0.7 {said}" in text
     assert ("the run ends here" in text) is (holds is False)
 
 
