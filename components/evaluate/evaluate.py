@@ -36,6 +36,7 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import configuration_of, split_references
 from zhllama.stage.report_figures import figures_table
 from zhllama.stage.run import REPORT, cache_key
+from zhllama.tokenizer.chat import asked
 
 log = logging.getLogger("evaluate")
 
@@ -206,7 +207,7 @@ def _samples(loaded: LoadedModel, held_out: HeldOut, label: str) -> list[str | N
 
 
 def _answers(loaded: LoadedModel, held_out: HeldOut, label: str) -> list[str]:
-    prompts = [loaded.chat.ids(fact.messages(), trained=True) for fact in held_out.facts]
+    prompts = [loaded.chat.ids(asked(fact.question), trained=True) for fact in held_out.facts]
     said = say(loaded, prompts, TOKENS, f"{label}: questions", QUESTIONS_AT_ONCE)
     return [text or "" for text in said]
 

@@ -6,8 +6,7 @@ other ways to write it) and three wrong answers of its kind.
 
 One scoring: the greedy answer by the chat template, TOKENS tokens of it, in which the known answer is named as a word,
 before any of the wrong ones. Guessing is right about never, so that what a base knows is not luck by a quarter, as by
-the likelihood of four choices; and it is what people see. Before it stand two questions with their answers, so that
-small models come to the point (SmolLM2 135M: docs/evaluation.md).
+the likelihood of four choices; and it is what people see (SmolLM2 135M's figures: docs/evaluation.md).
 """
 
 import json
@@ -20,20 +19,9 @@ from typing import Any, NamedTuple
 
 from components.evaluate.answers import distinct, mostly_in
 from zhllama.data.corpus import content_hash
-from zhllama.tokenizer.chat import asked
 
 TOKENS = 16
 """Of an answer: `The capital of France is Paris.` has 7."""
-EXAMPLES = {
-    "en": (
-        ("What is the capital of Belgium?", "The capital of Belgium is Brussels."),
-        ("How many wheels does a car have?", "A car has 4 wheels."),
-    ),
-    "zh": (
-        ("比利时的首都是哪座城市？", "比利时的首都是布鲁塞尔。"),
-        ("汽车有几个轮子？", "汽车有4个轮子。"),
-    ),
-}
 FOLDER = Path(__file__).with_name("questions")
 _NUMERALS = "〇零一二三四五六七八九十百千万"
 
@@ -47,15 +35,6 @@ class Fact(NamedTuple):
     """Of the answer's kind."""
     also: tuple[str, ...] = ()
     """Other ways to write the answer."""
-
-    def messages(self) -> list[dict[str, str]]:
-        """The conversation in which it is asked."""
-        told = [
-            {"role": role, "content": text}
-            for pair in EXAMPLES[self.language]
-            for role, text in zip(("user", "assistant"), pair)
-        ]
-        return [*told, *asked(self.question)]
 
     @property
     def spoken(self) -> bool:

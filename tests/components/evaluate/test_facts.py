@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.evaluate.answers import distinct, mostly_in, repetition, say
-from components.evaluate.facts import EXAMPLES, TOKENS, Fact, figures_of, is_right, read_facts
+from components.evaluate.facts import TOKENS, Fact, figures_of, is_right, read_facts
+from zhllama.tokenizer.chat import asked
 
 LANGUAGES = ("en", "zh")
 BY_LANGUAGE = {language: read_facts(language, 1000) for language in LANGUAGES}
@@ -20,7 +21,6 @@ def test_there_are_200_of_each_language_and_each_asks_something_else(language: s
     facts = BY_LANGUAGE[language]
     assert len(facts) == 200
     assert len({fact.question for fact in facts}) == 200
-    assert not {fact.question for fact in facts} & {asked for asked, _ in EXAMPLES[language]}
     assert all(fact.question.endswith("?" if language == "en" else "？") for fact in facts)
 
 
@@ -45,14 +45,6 @@ def test_who_repeats_the_question_has_not_answered_it() -> None:
         assert not is_right(fact, fact.question), fact
         # nor is a wrong answer in it, which would stand before the right one
         assert is_right(fact, f"{fact.question} {fact.answer}"), fact
-
-
-def test_the_examples_tell_no_answer_but_their_own() -> None:
-    for language in LANGUAGES:
-        told = " ".join(text for pair in EXAMPLES[language] for text in pair)
-        said = [fact.question for fact in BY_LANGUAGE[language] if is_right(fact, told)]
-        # that a car has 4 wheels tells nobody what 2 plus 2 is
-        assert all(fact.answer == "4" for fact in BY_LANGUAGE[language] if fact.question in said)
 
 
 PARIS = Fact("en", "What is the capital of France?", "Paris", ("London", "Rome", "Madrid"))
@@ -160,7 +152,7 @@ def test_an_answer_is_in_a_language_where_most_letters_are(language: str, text: 
 
 
 def test_answers_come_in_order_and_a_prompt_without_room_has_none(loaded) -> None:
-    prompts = [loaded.chat.ids(fact.messages(), trained=True) for fact in BY_LANGUAGE["en"][:3]]
+    prompts = [loaded.chat.ids(asked(fact.question), trained=True) for fact in BY_LANGUAGE["en"][:3]]
     whole = [*prompts[:2], [5] * loaded.positions, prompts[2]]
     said = say(loaded, whole, TOKENS, "questions", at_once=2)
     assert said[2] is None
