@@ -38,6 +38,7 @@ def render(report: Mapping[str, Any], answer_tokens: int) -> str:
             for name, form, values in fact_rows(report["models"])
         ],
         lost=lost_facts(report),
+        requirements=report.get("requirements", []),
         tasks=task_rows(report["models"]),
         curves=[curves(training) for training in report["trainings"] if len(training["points"]) > 1],
         languages=LANGUAGE_NAMES,
