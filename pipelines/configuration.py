@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from components.evaluate.requirements import check_requirements, parse_requirements
 from pipelines import sizes
 from pipelines.local.placeholders import Value, value_of
 from pipelines.settings import MACHINE, SETTINGS, TRAININGS, Setting, of_all
@@ -24,6 +23,7 @@ from zhllama.errors import InputError
 from zhllama.kubernetes.pod_settings import pod_settings
 from zhllama.kubernetes.pods import uid
 from zhllama.stage.command_line import nearest
+from zhllama.stage.requirements import check_requirements, parse_requirements
 
 _STARTS = (("adapters", "adapters"), ("extended_model", "extended"), ("model", "model"), ("weights", "weights"))
 """Address → the start that it implies; the first that is given decides."""

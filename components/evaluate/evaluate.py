@@ -22,7 +22,6 @@ from components.evaluate.figures import figures_of as measured_of
 from components.evaluate.held_out import LANGUAGES, HeldOut, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
 from components.evaluate.page import render
-from components.evaluate.requirements import check_requirements, judge, parse_requirements
 from zhllama import terminal
 from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Manifest
@@ -35,6 +34,7 @@ from zhllama.inference.load import LoadedModel, load_model
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import configuration_of, split_references
 from zhllama.stage.report_figures import figures_table
+from zhllama.stage.requirements import check_requirements, judge, parse_requirements
 from zhllama.stage.run import REPORT, cache_key
 from zhllama.tokenizer.chat import asked
 
@@ -122,8 +122,8 @@ def measured_report(config: Evaluate, inputs: Inputs) -> dict[str, Any]:
             models[-1] |= facts_of(held_out, found, known)
         if known is None and len(artifacts) > 1:
             known = right
-    report = {"models": models, "texts": texts, "samples": samples, "trainings": trainings}
-    return report | ({"questions": questions} if questions else {})
+    more = {"questions": questions} if questions else {}
+    return {"models": models, "texts": texts, "samples": samples, "trainings": trainings, **more}
 
 
 def read_trainings(references: Sequence[str], artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from components.evaluate.requirements import check_requirements, missed, parse_requirements
 from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Manifest
-from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.stage.options import Later, Ref, Refs, StageOptions, split_references
+from zhllama.stage.requirements import check_requirements, missed, parse_requirements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +93,8 @@ class Evaluate(StageOptions):
 
     def accept(self, manifest: Manifest) -> None:
         """InputError for a requirement that does not hold, by how much."""
+        from zhllama.artifacts.open import open_artifact
+
         if self.require:
             report = open_artifact(manifest.reference).read("report.json")
             if said := missed(value_of(report)["requirements"]):

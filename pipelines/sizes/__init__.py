@@ -203,7 +203,7 @@ class Size:
     questions: int = 0
     """Questions with known answers that the evaluation asks in each language."""
     require: str = ""
-    """What has to hold of the result before it is deployed (components/evaluate/requirements.py)."""
+    """What has to hold of the result before it is deployed (zhllama/stage/requirements.py)."""
 
     @property
     def served_as(self) -> str:

@@ -215,10 +215,11 @@ def test_the_wiring_of_the_whole_course(packages):
     assert ran["evaluate"].trainings == f"{at('train_embeddings')},{at('train_lora')},{at('train_sft')}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", STARTS.values(), ids=STARTS)
 def test_the_report_has_the_models_that_requirements_may_name(packages, arguments):
-    (asked,) = [parsed(node, words) for node, words in runs(packages, "7b", **arguments) if node.name == "evaluate"]
-    labels = configure("7b", arguments).shape.labels
+    (asked,) = [parsed(node, words) for node, words in runs(packages, "13b", **arguments) if node.name == "evaluate"]
+    labels = configure("13b", arguments).shape.labels
     assert (asked.labels.split(",") if asked.labels else ["adapted"]) == labels
     assert (asked.require, asked.questions) == ("english_bits_per_byte?<=1.1*base", 200)
 

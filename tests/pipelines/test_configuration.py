@@ -6,7 +6,6 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from components.evaluate.requirements import parse_requirements
 from components.launch_training.options import LaunchTraining
 from components.serve.options import Serve
 from pipelines import sizes
@@ -14,6 +13,7 @@ from pipelines.configuration import Configuration, check_for_cluster, configure,
 from pipelines.machines import fixed_arguments, serving_machine, training_machine
 from pipelines.settings import MACHINE, SETTINGS
 from zhllama.errors import InputError
+from zhllama.stage.requirements import parse_requirements
 from zhllama.training.options import PretrainOptions
 
 

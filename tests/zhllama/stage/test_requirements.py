@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.evaluate.requirements import (
+from zhllama.errors import InputError
+from zhllama.stage.requirements import (
     SOURCES,
     canonical,
     check_requirements,
@@ -14,7 +15,6 @@ from components.evaluate.requirements import (
     missed,
     parse_requirements,
 )
-from zhllama.errors import InputError
 
 EVERYTHING = ("text", "english", "instructions", "choices", "questions")
 COMPARED = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
