@@ -1,9 +1,8 @@
 """The pipeline: the one place where stages are wired.
 
-    fetch → convert ─┐                       ┌─ prepare text ─→ stage 1 → stage 2 → merge ─┐
-                     ├→ extend vocabulary ───┤                                             ├→ SFT → merge → evaluate
-    train tokenizer ─┘                       └─ prepare instructions ──────────────────────┘              → generate
-                                                                                                          → deploy
+    fetch → convert ─┐                  ┌─ prepare text ─→ stage 1 → stage 2 → merge ─┐
+                     ├→ extend tokenizer┤                                             ├→ SFT → merge → evaluate → deploy
+    train tokenizer ─┘                  └─ prepare instructions ──────────────────────┘              → generate
 
 Every part can be replaced by something ready (a model, a Chinese tokenizer, an extended model, published adapters) or
 left out (stage 1, both stages of pre-training, SFT). Which, is the run's configuration (configuration.py), and decided
@@ -148,7 +147,7 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
     # --- what came of it
 
     models = {label: model for label, model in compared.items() if model is not adapted}
-    steps.add(
+    evaluated = steps.add(
         "evaluation", evaluate, "evaluate", "always",
         store=given.store,
         model=adapted,
@@ -157,6 +156,8 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         exams=given.exams,
         prompts=given.prompts,
         **_told(told, Evaluate, "max_bytes", "max_items", "max_prompts", prefix="evaluation_"),
+        questions=given.questions,
+        require=given.require,
         **measured,
         **_several("baseline", models.values()),
         **_several("trainings", trainings),
@@ -169,6 +170,8 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         deployed = steps.add(
             "deploy", deploy, "deploy", why("deploy"), model=adapted, machine=as_json(serving_machine(told))
         )
+        # what is required of the result has to hold before anybody is served by it
+        deployed.after(evaluated)
         # without it serve says what it needs
         kubernetes.use_secret_as_volume(deployed, told["serve_secret"], KEY_FOLDER, optional=True)
 

@@ -23,6 +23,7 @@ from zhllama.errors import InputError
 from zhllama.kubernetes.pod_settings import pod_settings
 from zhllama.kubernetes.pods import uid
 from zhllama.stage.command_line import nearest
+from zhllama.stage.requirements import check_requirements, parse_requirements
 
 _STARTS = (("adapters", "adapters"), ("extended_model", "extended"), ("model", "model"), ("weights", "weights"))
 """Address → the start that it implies; the first that is given decides."""
@@ -33,6 +34,11 @@ _A = {**sizes.WORDS, dict: "a mapping", list: "a list"}
 _NESTED = (("work_", ""), ("adapter_", "lora_"), ("serving_", "serve_"))
 """A team's file may be written as a size's file is: `lora: {memory: 64Gi}` is lora_memory, `work: {data: …}` data_…"""
 WORDS_OF_INSTRUCTIONS = ("given", "import", "generate", "none")
+_MEASURED = {
+    "text": "give text", "english": "give english_text", "instructions": "give instructions",
+    "choices": "give instructions that have few answers each", "questions": "set questions, to 200",
+}  # fmt: skip
+"""What figures are measured on → how to come by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +141,8 @@ def configure(
     )  # fmt: skip
     _refuse_contradictions(made, by, words)
     _refuse_unread(made, texts)
+    if "require" in by:
+        _refuse_unmeasured(made, f"{by['require']} require", later=write)
     return made
 
 
@@ -188,6 +196,8 @@ def typed_value(name: str, value: Any, where: str) -> Value:
         check_addresses(checked, where)
     if name == "run_as_user":
         uid(checked, where)
+    if name == "require":
+        parse_requirements(checked, where)
     if name.endswith("_pods"):
         pod_settings(where, checked)
     return cast(Value, checked)
@@ -301,6 +311,25 @@ def _refuse_unread(made: Configuration, told: Iterable[str]) -> None:
                 f"--set {name}: a run with {made.reason('start')}, and {runs}, does not read it; leave it out, or say "
                 "what the run starts from with --set start=…"
             )
+
+
+def _refuse_unmeasured(made: Configuration, option: str, later: bool) -> None:
+    """InputError for a requirement that the evaluation will refuse, before the days of training that come first.
+    later: whether a run of the compiled pipeline may still give what is measured."""
+    values, shape = made.values, made.shape
+    items = shape.instructions != "none" or (shape.start == "adapters" and (later or values["instructions"]))
+    sources = {
+        "text": later or values["text"] or values["text_validation"],
+        "english": later or values["english_text"],
+        "instructions": items,
+        "choices": items,
+        "questions": later or values["questions"],
+    }
+    measured = [name for name, there in sources.items() if there]
+    # what exams are called is known when they are read
+    exams = [""] if later or values["exams"] else []
+    requirements = parse_requirements(str(values["require"]), option)
+    check_requirements(requirements, shape.labels, measured, exams, option=option, mends=_MEASURED)
 
 
 def _resolved(size: Size, chosen: Mapping[str, Value]) -> tuple[Size, dict[str, Value]]:

@@ -253,6 +253,10 @@ compiled(
 )  # fmt: skip
 compiled("deploy", (Serve, "deploy"), note="Whether the result is served on the cluster: none, kubernetes or kserve.")
 
+heading("What the result is asked, and what has to hold")
+parameter("questions", (Evaluate, "questions"), fields=("questions",))
+parameter("require", (Evaluate, "require"), fields=("require",))
+
 heading("How it is trained")
 for training, called in TRAININGS.items():
     options = OPTIONS[training]

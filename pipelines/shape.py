@@ -26,6 +26,13 @@ class Shape:
         """Whether the vocabulary is extended here."""
         return self.start in ("weights", "model") and self.tokenizer != "keep"
 
+    @property
+    def labels(self) -> list[str]:
+        """The models of the report: those that the result is compared with, then the result."""
+        made = self.extends or self.start == "adapters" or self.base != self.start or self.stage2 or self.sft
+        before = {"base": made, "stage 1": self.stage1, "stage 2": self.stage2 and self.sft}
+        return [*(label for label, there in before.items() if there), "adapted"]
+
     def reads(self) -> dict[str, bool]:
         """The addresses that this course reads → whether it cannot do without."""
         adapts, given = self.start == "adapters", self.instructions == "given"

@@ -215,6 +215,27 @@ def test_the_wiring_of_the_whole_course(packages):
     assert ran["evaluate"].trainings == f"{at('train_embeddings')},{at('train_lora')},{at('train_sft')}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", STARTS.values(), ids=STARTS)
+def test_the_report_has_the_models_that_requirements_may_name(packages, arguments):
+    (asked,) = [parsed(node, words) for node, words in runs(packages, "13b", **arguments) if node.name == "evaluate"]
+    labels = configure("13b", arguments).shape.labels
+    assert (asked.labels.split(",") if asked.labels else ["adapted"]) == labels
+    assert (asked.require, asked.questions) == ("english_bits_per_byte?<=1.1*base", 200)
+
+
+def test_what_is_asked_and_required_is_said_by_each_run(packages):
+    more = {"questions": "20", "require": "accuracy?>=0.9"}
+    (asked,) = [
+        parsed(node, words)
+        for node, words in runs(packages, "tiny", **STARTS["meta weights"] | more)
+        if node.name == "evaluate"
+    ]
+    assert (asked.require, asked.questions) == ("accuracy?>=0.9", 20)
+    plain = read(packages["tiny"]).root.parameters
+    assert (plain["require"].default, plain["questions"].default) == ("", 0)
+
+
 def test_a_vocabulary_that_is_kept_is_trained_by_lora_alone(packages):
     ran = {node.name: parsed(node, words) for node, words in runs(packages, "tiny", **STARTS["vocabulary kept"])}
     base = "s3://bucket/store/convert_weights"
