@@ -2,26 +2,28 @@
 
 The figure is the loss of held-out replay text, and what counts is its distance from the base's as a share of the
 budget (1: all of it is spent). With tokens and bytes the same each time, that is the distance in bits per byte too. The
-control is proportional: what is to be done follows from the figure and the one before it alone, so it neither winds up
-nor forgets to let go, and the state that a checkpoint has to carry is two numbers and the decision.
+control is proportional, quick to act and slow to let go: a decision follows from the figure, the one before it and the
+decision before, which is all that a checkpoint has to carry of it.
 
-    spent            0        ½        ¾        1
-    share of replay  ¼ given  given    half     half
-    learning rate    whole    whole    whole    a twentieth
+    spent            0        ¼        ¾        1
+    share of replay  ¼ given  given    0.9      0.9
+    learning rate    whole    whole    whole    a tenth
 
 Between these it is linear. A figure that rises is taken for what it will be at the next measurement, if it goes on so.
+From one measurement to the next the share falls to no less than 0.7 of itself, and the rate no more than doubles.
 """
 
 import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MOST = 0.5
+MOST = 0.9
 """Of a step's learned tokens, at most so many are replayed, unless more was asked for from the beginning."""
 LEAST = 0.25
 """And of the share that was asked for at least so much, while nothing is lost."""
-SLOWEST = 0.05
+SLOWEST = 0.1
 """What is left of the learning rate when all of the budget is spent."""
+LETS_GO, RECOVERS = 0.7, 2.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Budget:
             spent = (loss / self.base - 1) / self._budget
             expected = spent if self._before is None else max(spent, 2 * spent - self._before)
             begins = self._before is None and spent == 0
-            self.decision = Decision(self._share) if begins else decide(self._share, expected, spent)
+            self.decision = Decision(self._share) if begins else decide(self._share, expected, spent, self.decision)
             self._before = spent
         return self.decision
 
@@ -67,11 +69,13 @@ class Budget:
         self.decision = Decision(**state["decision"])
 
 
-def decide(share: float, expected: float, spent: float) -> Decision:
-    """From the share that was asked for, and what of the budget will be spent at the next measurement."""
+def decide(share: float, expected: float, spent: float, before: Decision) -> Decision:
+    """From the share that was asked for, what of the budget is and what will be spent at the next measurement, and what
+    has held until now."""
     most = max(share, MOST)
-    replayed = _line(expected, (0.0, LEAST * share), (0.5, share), (0.75, most))
-    return Decision(replayed, _line(expected, (0.75, 1.0), (1.0, SLOWEST)), spent)
+    replayed = _line(expected, (0.0, LEAST * share), (0.25, share), (0.75, most))
+    rate = _line(expected, (0.75, 1.0), (1.0, SLOWEST))
+    return Decision(max(replayed, LETS_GO * before.share), min(rate, RECOVERS * before.rate), spent)
 
 
 def _line(at: float, *knots: tuple[float, float]) -> float:

@@ -2,8 +2,8 @@
 
 They take the place of blocks of the dataset, so that a step costs what it did. How many, follows from the share of
 the *learned* tokens that is to be replayed: of instructions a fifth of a block may be learned, of text all of it. What
-does not come out even is carried over. Which ones, follows from the seed and from how many were taken before, and where they
-stand from their number alone; so one process or many, however the batch is split among them, train on the same.
+does not come out even is carried over. Which ones, follows from the seed and from how many were taken before, and where
+they stand from their number alone; so one process or many, however the batch is split among them, train on the same.
 """
 
 import math
@@ -77,7 +77,7 @@ class Replay:
         places = len(batches) * world * size
         due = self._owed + self.of_blocks * places
         count = min(math.floor(due), places)
-        self._owed = due - count if count < places else 0.0
+        self._owed = due - count
         for turn, batch in enumerate(batches):
             first = (turn * world + rank) * size
             rows, blocks = [], []
