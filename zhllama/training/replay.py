@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.data.corpus import read_documents
 from zhllama.data.packed import HELD_OUT_TEXT, TRAIN, VALIDATION, PackedDataset
 
 Batch = dict[str, torch.Tensor]
+MEASURED = 256
+"""Held-out blocks that are measured, at most: it is done again and again, and steers by their mean."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,22 @@ class Replayed:
     """What a training replays."""
 
     blocks: PackedDataset
-    held_out: PackedDataset | None
-    held_out_bytes: int
+    held_out: Sequence[Any] | None
+    bytes_per_label: float
     """Of the held-out documents, in UTF-8; 0 where they are no text, or are not kept beside their blocks."""
     base_loss: float | None
     """What an earlier training counts its budget from."""
 
     @classmethod
     def of(cls, dataset: Artifact, base_loss: float | None) -> "Replayed":
-        splits = dataset.manifest.facts["splits"]
-        held_out = PackedDataset(dataset, VALIDATION, "--replay") if VALIDATION in splits else None
-        texts = read_documents(dataset) if held_out is not None and HELD_OUT_TEXT in dataset else ()
-        size = sum(len(text.encode()) for text in texts)
-        return cls(PackedDataset(dataset, TRAIN, "--replay"), held_out, size, base_loss)
+        blocks, held_out, size = PackedDataset(dataset, TRAIN, "--replay"), None, 0.0
+        if VALIDATION in dataset.manifest.facts["splits"]:
+            whole = PackedDataset(dataset, VALIDATION, "--replay")
+            # from all over it: the longest documents are packed first
+            held_out = Subset(whole, range(0, len(whole), -(-len(whole) // MEASURED)))
+            if HELD_OUT_TEXT in dataset:
+                size = sum(len(text.encode()) for text in read_documents(dataset)) / whole.facts["learned"]
+        return cls(blocks, held_out, size, base_loss)
 
 
 class Replay:

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ from zhllama.training.metrics import History, MetricsCallback, flops_per_token, 
 from zhllama.training.model import collate, trainable, trained_weights
 from zhllama.training.options import TrainingOptions, deepspeed_settings
 from zhllama.training.replay import Replay, Replayed
+
+log = logging.getLogger("training")
 
 _AS_GIVEN = (
     "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
@@ -119,7 +121,7 @@ class PackedTrainer(Trainer):
         self,
         options: TrainingOptions,
         manager: CheckpointManager,
-        held_out: Mapping[str, PackedDataset],
+        held_out: Mapping[str, Sequence[Any]],
         replayed: Replayed | None = None,
         **settings: Any,
     ) -> None:
@@ -127,7 +129,7 @@ class PackedTrainer(Trainer):
         collated = partial(collate, faithful=options.faithful)
         super().__init__(data_collator=collated, eval_dataset=next(iter(held_out.values()), None), **settings)
         self._options, self._manager, self._held_out = options, manager, held_out
-        self._bytes = replayed.held_out_bytes if replayed else 0
+        self._bytes_per_label = replayed.bytes_per_label if replayed else 0.0
         share = options.replay_share
         blocks: Any = self.train_dataset
         self._replay = Replay(replayed.blocks, blocks, collated, options.seed, share) if replayed else None
@@ -178,12 +180,12 @@ class PackedTrainer(Trainer):
                 perplexity, accuracy = math.exp(min(mean, 709.78)), correct / max(count, 1)
                 metrics |= {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": accuracy}
             else:
-                metrics |= self._of_replay(mean, loss)
+                metrics |= self._of_replay(mean)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _sums_over(self, blocks: PackedDataset) -> torch.Tensor:
+    def _sums_over(self, blocks: Sequence[Any]) -> torch.Tensor:
         """Of this process's part of the blocks: the sum of losses, right guesses, labels; float64 [3]."""
         model: Any = self.model
         was_training = self.model_wrapped.training
@@ -213,19 +215,26 @@ class PackedTrainer(Trainer):
         self.model_wrapped.train(was_training)
         return sums
 
-    def _of_replay(self, mean: float, total: float) -> dict[str, float]:
+    def _of_replay(self, mean: float) -> dict[str, float]:
         """What a loss of the held-out replay text comes to; with a budget, what it decides holds from here on."""
         assert self._budget is not None
         assert self._replay is not None
         decision = self._budget.measured(mean)
         self._replay.share = decision.share
         found = {"eval_replay_loss": mean, "base_replay_loss": self._budget.base or mean}
-        if self._bytes:
-            found["eval_replay_bits_per_byte"] = total / math.log(2) / self._bytes
+        if self._bytes_per_label:
+            found["eval_replay_bits_per_byte"] = mean / math.log(2) / self._bytes_per_label
         if self._options.forgetting_budget:
             steered = {"replay_share": decision.share, "rate_factor": decision.rate}
             found |= {"budget_spent": decision.spent, **steered}
         return found
+
+    def say_what_is_spent(self) -> None:
+        """Where the budget does not hold at the end."""
+        spent = self._budget.decision.spent if self._budget is not None else 0.0
+        if spent > 1 and self.is_world_process_zero():
+            said = f"the forgetting budget is exceeded, {spent:.0%} of {self._options.forgetting_budget:g} are spent"
+            log.warning("%s; give a lower --learning-rate, fewer --eval-steps or more --replay-share", said)
 
     def _get_learning_rate(self) -> float:
         rate: float = super()._get_learning_rate()
@@ -302,7 +311,7 @@ def train(
     arguments: TrainingArguments,
     model: nn.Module,
     blocks: PackedDataset,
-    held_out: Mapping[str, PackedDataset],
+    held_out: Mapping[str, Sequence[Any]],
     run: Run,
     metrics_root: str | None = None,
     replayed: Replayed | None = None,
@@ -331,4 +340,5 @@ def train(
         if held_out and not evaluated and not manager.stopping:
             trainer.evaluate()
         manager.over()
+    trainer.say_what_is_spent()
     return History(lines), trained_weights(model) if trainer.average is None else trainer.average.whole()

@@ -84,6 +84,15 @@ FIGURES = {
 """Field of a line of metrics.jsonl → what the page calls it, and how it is written."""
 
 
+DECISIONS = {
+    "eval_replay_loss": ("loss of held-out replay text", "{:.4f}"),
+    "budget_spent": ("of the budget", "{:.0%}"),
+    "replay_share": ("replayed from here on", "{:.1%}"),
+    "rate_factor": ("of the learning rate", "{:.0%}"),
+}
+"""What the page says of the forgetting budget, evaluation by evaluation, likewise."""
+
+
 def run_worker(run: Run) -> None:
     """Loads, trains, and on rank 0 publishes. The other ranks wait, so that every node finds the result."""
     options = run.options
@@ -91,7 +100,9 @@ def run_worker(run: Run) -> None:
     opened.require_same(run.inputs)
     inputs = checked_inputs(options, opened)
     splits, blocks = inputs.dataset.manifest.facts["splits"], PackedDataset(inputs.dataset, TRAIN)
-    held_out = {"eval": PackedDataset(inputs.dataset, VALIDATION)} if VALIDATION in splits else {}
+    held_out: dict[str, Sequence[Any]] = {}
+    if VALIDATION in splits:
+        held_out["eval"] = PackedDataset(inputs.dataset, VALIDATION)
     replayed = None if inputs.replay is None else Replayed.of(inputs.replay, inputs.base_loss)
     if replayed is not None and replayed.held_out is not None:
         held_out["eval_replay"] = replayed.held_out
@@ -248,11 +259,22 @@ def loss_report(title: str, lines: Sequence[Mapping[str, float]], summary: str) 
         losses = {name: line[name] for name in ("loss", "eval_loss") if math.isfinite(line.get(name, math.nan))}
         if losses:
             points.append({"step": line["step"], "loss": None, "eval_loss": None, **losses})
+    drawn = [curves({"label": "loss per token, in nats", "points": points})] if points else []
+    replayed = [line for line in lines if math.isfinite(line.get("eval_replay_loss", math.nan))]
+    if replayed:
+        shown = [{"step": line["step"], "loss": None, "eval_loss": line["eval_replay_loss"]} for line in replayed]
+        drawn.append(curves({"label": "loss per token of held-out replay text", "points": shown}))
     last = {name: value for line in lines for name, value in line.items()}
     return render(
         Path(__file__).with_name("loss_report.html"),
         title=title,
         summary=summary,
-        curves=[curves({"label": "loss per token, in nats", "points": points})] if points else [],
+        curves=drawn,
+        decisions=[
+            (f"{line['step']:,}", *(form.format(line[name]) for name, (_, form) in DECISIONS.items()))
+            for line in replayed
+            if "budget_spent" in line
+        ],
+        decided=[text for text, _ in DECISIONS.values()],
         rows=[(text, form.format(last[name])) for name, (text, form) in FIGURES.items() if name in last],
     )

@@ -72,6 +72,32 @@ def test_killed_at_random_moments_it_ends_with_the_losses_of_an_uninterrupted_ru
     assert len(losses(f"{s3_store}/whole")) == STEPS + 3
 
 
+STEERED = {
+    "max_steps": 12,
+    "save_steps": 2,
+    "eval_steps": 2,
+    "replay_share": 0.3,
+    "forgetting_budget": 0.05,
+    "ema": 0.99,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["none", pytest.param("zero2", marks=pytest.mark.slowest)])
+def test_replay_budget_and_average_go_on_where_they_were(backend, tiny, train, tmp_path):
+    options = {**STEERED, "deepspeed": backend, "replay": tiny.dataset}
+    assert train(str(tmp_path / "whole"), **options).end() == 0
+    killed = train(str(tmp_path / "killed"), **options)
+    assert killed.wait_for("is complete")
+    killed.kill("all")
+    assert killed.end() != 0
+    again = train(str(tmp_path / "killed"), **options)
+    assert again.end() == 0, again.said
+    assert "going on from step" in again.said
+    assert losses(str(tmp_path / "killed")) == losses(str(tmp_path / "whole"))
+    assert weights(str(tmp_path / "killed")) == weights(str(tmp_path / "whole"))
+
+
 # --- SIGTERM ----------------------------------------------------------------------------------------------------------
 
 
