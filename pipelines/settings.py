@@ -131,8 +131,15 @@ SERVED = (
 """Options of serve that have a setting each, as `serve_gpus`."""
 ADAPTER = {"rank": "lora_r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 """What sizes say of the adapter → the trainings' options."""
-STEERING = ("replay_share", "forgetting_budget", "ema")
-"""Options that all trainings have together: how much is replayed, what may be forgotten, what is averaged."""
+STEERING = {
+    "replay_share": "Of the tokens that a step learns, the share that is replayed; a budget moves it.",
+    "forgetting_budget": "By how much of itself the loss of replayed text that is held out (and with it its bits per "
+    "byte) may rise over the base's, by all trainings together (0.03: 3%): it steers what is replayed and the learning "
+    "rate. 0: nothing is steered.",
+    "ema": "Of an average of the weights that is published in place of the last ones: what is kept in a step, at most "
+    "(0.999, say). 0: the last ones are.",
+}
+"""Options that all trainings have together, in the pipeline's words."""
 _SIZED = {one.name for one in dataclasses.fields(Training)}
 """What a size says of each training; the rest of MACHINE is launch_training's default."""
 
@@ -217,8 +224,8 @@ parameter(
     "replay_documents", (Generate, "replay_documents"), default=2000,
     note="With replay=own: documents that the base writes; those that are no good are left out.",
 )  # fmt: skip
-for name in STEERING:
-    compiled(name, (PretrainOptions, name))
+for name, note in STEERING.items():
+    compiled(name, (PretrainOptions, name), note=note)
 address("exams", (Evaluate, "exams"))
 address(
     "instructions", (PrepareDataset, "instructions"),

@@ -1,7 +1,5 @@
 """A text that turns hostile in the middle: what the model knows is kept within its budget, and is lost without."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.zhllama.training.hostile_course import Course, made
