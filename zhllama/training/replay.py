@@ -9,7 +9,7 @@ they stand from their number alone; so one process or many, however the batch is
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Subset
@@ -23,12 +23,19 @@ MEASURED = 256
 """Held-out blocks that are measured, at most: it is done again and again, and steers by their mean."""
 
 
+class Blocks(Protocol):
+    """Of a packed dataset, or some of them."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Replayed:
     """What a training replays."""
 
     blocks: PackedDataset
-    held_out: Sequence[Any] | None
+    held_out: Blocks | None
     bytes_per_label: float
     """Of the held-out documents, in UTF-8; 0 where they are no text, or are not kept beside their blocks."""
     base_loss: float | None
@@ -36,14 +43,15 @@ class Replayed:
 
     @classmethod
     def of(cls, dataset: Artifact, base_loss: float | None) -> "Replayed":
-        blocks, held_out, size = PackedDataset(dataset, TRAIN, "--replay"), None, 0.0
+        held_out: Any = None
+        size = 0.0
         if VALIDATION in dataset.manifest.facts["splits"]:
-            whole = PackedDataset(dataset, VALIDATION, "--replay")
+            whole: Any = PackedDataset(dataset, VALIDATION, "--replay")
             # from all over it: the longest documents are packed first
             held_out = Subset(whole, range(0, len(whole), -(-len(whole) // MEASURED)))
             if HELD_OUT_TEXT in dataset:
                 size = sum(len(text.encode()) for text in read_documents(dataset)) / whole.facts["learned"]
-        return cls(blocks, held_out, size, base_loss)
+        return cls(PackedDataset(dataset, TRAIN, "--replay"), held_out, size, base_loss)
 
 
 class Replay:

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from zhllama.training.loopback import listen_on_loopback_alone
 from zhllama.training.metrics import History, MetricsCallback, flops_per_token, is_evaluation
 from zhllama.training.model import collate, trainable, trained_weights
 from zhllama.training.options import TrainingOptions, deepspeed_settings
-from zhllama.training.replay import Replay, Replayed
+from zhllama.training.replay import Blocks, Replay, Replayed
 
 log = logging.getLogger("training")
 
@@ -121,13 +121,14 @@ class PackedTrainer(Trainer):
         self,
         options: TrainingOptions,
         manager: CheckpointManager,
-        held_out: Mapping[str, Sequence[Any]],
+        held_out: Mapping[str, Blocks],
         replayed: Replayed | None = None,
         **settings: Any,
     ) -> None:
         """held_out: by the beginning of the names of what is measured on them: `eval`, `eval_replay`."""
         collated = partial(collate, faithful=options.faithful)
-        super().__init__(data_collator=collated, eval_dataset=next(iter(held_out.values()), None), **settings)
+        evaluated: Any = next(iter(held_out.values()), None)
+        super().__init__(data_collator=collated, eval_dataset=evaluated, **settings)
         self._options, self._manager, self._held_out = options, manager, held_out
         self._bytes_per_label = replayed.bytes_per_label if replayed else 0.0
         share = options.replay_share
@@ -185,7 +186,7 @@ class PackedTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _sums_over(self, blocks: Sequence[Any]) -> torch.Tensor:
+    def _sums_over(self, blocks: Blocks) -> torch.Tensor:
         """Of this process's part of the blocks: the sum of losses, right guesses, labels; float64 [3]."""
         model: Any = self.model
         was_training = self.model_wrapped.training
@@ -311,7 +312,7 @@ def train(
     arguments: TrainingArguments,
     model: nn.Module,
     blocks: PackedDataset,
-    held_out: Mapping[str, Sequence[Any]],
+    held_out: Mapping[str, Blocks],
     run: Run,
     metrics_root: str | None = None,
     replayed: Replayed | None = None,

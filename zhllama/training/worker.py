@@ -40,7 +40,7 @@ from zhllama.training.checkpoints import AVERAGED, TRAINER, WEIGHTS, Run, open_c
 from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
 from zhllama.training.model import adapter_config_json, for_both_tables, read_back, trainable, trained_model
-from zhllama.training.replay import Replayed
+from zhllama.training.replay import Blocks, Replayed
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
@@ -100,7 +100,7 @@ def run_worker(run: Run) -> None:
     opened.require_same(run.inputs)
     inputs = checked_inputs(options, opened)
     splits, blocks = inputs.dataset.manifest.facts["splits"], PackedDataset(inputs.dataset, TRAIN)
-    held_out: dict[str, Sequence[Any]] = {}
+    held_out: dict[str, Blocks] = {}
     if VALIDATION in splits:
         held_out["eval"] = PackedDataset(inputs.dataset, VALIDATION)
     replayed = None if inputs.replay is None else Replayed.of(inputs.replay, inputs.base_loss)
