@@ -65,7 +65,7 @@ class Configuration:
     def reason(self, name: str) -> str:
         """Why a step is there: what was decided, and by what."""
         of = {"run_embeddings": "run_stage1", "run_lora": "run_pretraining"}.get(name, name)
-        value = self.shape.instructions if of == "instructions" else self[of]
+        value = getattr(self.shape, of) if of in ("instructions", "replay") else self[of]
         shown = str(value).lower() if isinstance(value, bool) else value
         return f"{of}={shown}, by {self.reasons.get(of, 'default')}"
 
@@ -95,6 +95,8 @@ def _is_read(setting: Setting, shape: Shape, addresses: Mapping[str, bool]) -> b
         return {"embeddings": shape.stage1, "lora": shape.stage2, "sft": shape.sft}[family]
     if name == "vocab_size":
         return shape.extends and shape.tokenizer != "given"
+    if name == "replay_documents":
+        return shape.replay == "own"
     if name in ("block_size", "validation_fraction"):
         return shape.stage2 or shape.instructions != "none"
     return True
@@ -229,12 +231,14 @@ def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> Non
         layer[name] = value
         reasons[name.removesuffix("_from")] = f"{source} {by}"
 
-    for name in ("start", "tokenizer", "run_pretraining", "run_stage1", "run_sft", "deploy", "check_merge"):
+    for name in ("start", "tokenizer", "run_pretraining", "run_stage1", "run_sft", "deploy", "check_merge", "replay"):
         if name in layer:
             reasons[name] = f"{source} {name}"
     starts = [(start, address) for address, start in _STARTS if layer.get(address)]
     if starts and "start" not in layer:
         imply("start", *starts[0])
+    if "replay" not in layer and (text := [name for name in ("replay_text", "english_text") if layer.get(name)]):
+        reasons["replay"] = f"{source} {text[0]}"
     if layer.get("chinese_tokenizer"):
         if (kind := layer.get("tokenizer", "given")) != "given":
             raise InputError(f"{source} tokenizer={kind}: chinese_tokenizer is given; leave one of them out")
@@ -287,6 +291,11 @@ def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: st
         for name in (*unused, "import_instructions"):
             if values[name] != SETTINGS[name].default(made.size):
                 refuse(name, "", "instructions", "a data set given as instructions")
+    for name in ("replay_share", "forgetting_budget"):
+        if shape.replay == "none" and values[name] != SETTINGS[name].default(made.size):
+            trains = shape.stage2 or shape.sft
+            mend = "give replay_text or english_text, or say replay=own" if trains else "nothing is trained"
+            raise InputError(f"{by[name]} {name}: nothing is replayed ({made.reason('replay')}); {mend}")
     read = shape.reads()
     for address, _ in _STARTS if starts != "start" and values["base"] is None else ():
         # of --set, _refuse_unread says it
