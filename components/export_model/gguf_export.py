@@ -5,7 +5,6 @@ own precision: room below TMPDIR is checked first. Before a weight is read, llam
 lines made of the vocabulary's own pieces; the manifest says for how many its ids are not SentencePiece's.
 """
 
-import importlib.util
 import logging
 import tempfile
 from collections import Counter
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from components.export_model.gguf_writer import PRECISIONS, GgufModel, plan_gguf, write_gguf
-from components.export_model.llama_cpp_tools import QUANTIZATIONS, SUPER_BLOCK, encode, quantise
+from components.export_model.llama_cpp_tools import QUANTIZATIONS, SUPER_BLOCK, encode, installed, quantise
 from zhllama import storage
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -116,7 +115,7 @@ def _quantised(plan: GgufModel, kinds: Sequence[str], out: ArtifactWriter) -> di
 
 def tokens_differing(plan: GgufModel) -> int | None:
     """How many probe lines llama.cpp encodes otherwise than BOS and SentencePiece's ids; None where it is not there."""
-    if not importlib.util.find_spec("llama_cpp"):
+    if not installed():
         log.warning("llama-cpp-python is not installed: its ids are not compared with training's")
         return None
     encoder = plan.model.encoder

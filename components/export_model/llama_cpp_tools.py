@@ -5,6 +5,7 @@ cannot be interrupted, so it runs as a program of its own (`python -m components
 TARGET TYPE`), which ends when we do.
 """
 
+import importlib.metadata
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,14 @@ QUANTIZATIONS = {
 """Names as llama.cpp's (lower case) → about as many bits a weight, for LLaMA's proportions; to estimate room by."""
 SUPER_BLOCK = 256
 """Weights of a row that a k-quant packs together; where it does not divide a row, llama.cpp takes another type."""
+
+
+def installed() -> str:
+    """The version of llama-cpp-python; "" where it is not installed."""
+    try:
+        return importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def quantise(source: Path, target: Path, kind: str) -> None:

@@ -1,6 +1,5 @@
 """The options of export_model."""
 
-import importlib.metadata
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,6 +30,7 @@ class ExportModel(StageOptions):
 
     def __post_init__(self) -> None:
         from components.export_model.gguf_export import quantised, split_kinds
+        from components.export_model.llama_cpp_tools import installed
 
         if not 0 <= self.shards <= 64:
             raise InputError(f"--shards {self.shards}: give 1 to 64, or 0 for as many as Meta's own files")
@@ -39,7 +39,7 @@ class ExportModel(StageOptions):
         if self.format == "meta" and self.quantization:
             raise InputError(f"--quantization {self.quantization}: Meta's format has none; give --format gguf")
         kinds = split_kinds(self.quantization)
-        if self.format == "gguf" and quantised(kinds) and not llama_cpp():
+        if self.format == "gguf" and quantised(kinds) and not installed():
             raise InputError(
                 f"--quantization {self.quantization}: the package llama-cpp-python, which makes {quantised(kinds)[0]}, "
                 "is not installed; install zhllama[gguf], with a C++ compiler at hand, or give f16"
@@ -47,13 +47,7 @@ class ExportModel(StageOptions):
 
     def more_inputs(self) -> dict[str, Input]:
         """llama.cpp quantises, and says how many ids differ: another version's is another work."""
-        there = self.format == "gguf" and llama_cpp()
+        from components.export_model.llama_cpp_tools import installed
+
+        there = self.format == "gguf" and installed()
         return {"llama.cpp": Input("llama-cpp-python", there)} if there else {}
-
-
-def llama_cpp() -> str:
-    """The version of llama-cpp-python; "" where it is not installed."""
-    try:
-        return importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError:
-        return ""

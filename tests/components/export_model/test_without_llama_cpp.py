@@ -1,11 +1,10 @@
 """GGUF where llama.cpp is not installed: what Python alone writes is written, the rest is refused."""
 
-import importlib.util
+import importlib.metadata
 from pathlib import Path
 
 import pytest
 
-from components.export_model import options
 from components.export_model.__main__ import ExportModel, export_model
 from zhllama.artifacts.manifest import Manifest
 from zhllama.errors import InputError
@@ -14,9 +13,14 @@ from zhllama.stage.run import run_stage
 
 @pytest.fixture
 def without_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(options, "llama_cpp", lambda: "")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else find_spec(name))
+    version = importlib.metadata.version
+
+    def absent(name: str) -> str:
+        if name == "llama-cpp-python":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
 
 
 def export(store: Path, model: Path, kinds: str) -> Manifest:
