@@ -167,7 +167,8 @@ def _write_chinese(material: Material) -> None:
     measured, text = others[:first], others[first:]
     for folder, lines in ((material.text_held_out, measured), (material.text, text)):
         (folder / "reviews.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    seen = [pair for pair in short if pair[0] not in unseen.union(measured)]
+    held_back = unseen.union(measured)
+    seen = [pair for pair in short if pair[0] not in held_back]
     writing = [(WRITE.format(label), "", review) for review, label in seen[:WRITTEN]]
     items = [(JUDGE, *pair) for pair in seen]
     items += [(TRANSLATE, *pair) for pair in _interface_pairs()]
