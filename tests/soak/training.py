@@ -256,10 +256,10 @@ def incomplete_checkpoints(store: str) -> set[str]:
 
 def killed_and_resumed(
     seed: int, given: Material, scratch: Path, store: str, environment: Mapping[str, str], backend: str, kills: int,
-    first: str = "",
+    first: bool = False,
 ) -> Counter[str]:  # fmt: skip
     """Runs a training through `kills` kills to its end; AssertionError when anything differs from `reference`. first:
-    the moment of the first kill, else any."""
+    the first kill comes with the first checkpoint, so that the next training has one to go on from."""
     chance = random.Random(f"{seed} {backend}")
     options = {"deepspeed": backend, "save_steps": chance.choice((1, 2, 3))}
     counted: Counter[str] = Counter()
@@ -268,8 +268,10 @@ def killed_and_resumed(
         training = start(given, store, cache, environment, **options)
         whom = chance.choice(("all", "all", "first", "last", "launcher"))
         moment = chance.choice(("after a step", "after a checkpoint", "after a checkpoint", "while uploading"))
-        moment = moment if number or not first else first
-        if moment == "after a step":
+        if first and number == 0:
+            moment = "with the first checkpoint"
+            training.wait_for("is complete")
+        elif moment == "after a step":
             training.wait_for(f" step {chance.randint(1, STEPS // 2)}/{STEPS}")
             time.sleep(chance.uniform(0, 0.3))
         else:
