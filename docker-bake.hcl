@@ -95,7 +95,8 @@ group "generation" {
 
 group "training" {
   targets = [
-    "convert-weights", "extend-tokenizer", "pretrain", "finetune", "merge-adapters", "evaluate", "generate",
+    "convert-weights", "extend-tokenizer", "pretrain", "finetune", "merge-adapters", "merge-models", "evaluate",
+    "generate",
   ]
 }
 
@@ -138,6 +139,7 @@ target "stage" {
       { stage = "finetune", extra = "train" },
       { stage = "launch_training", extra = "control" },
       { stage = "merge_adapters", extra = "train" },
+      { stage = "merge_models", extra = "train" },
       { stage = "export_model", extra = "gguf" },
       { stage = "evaluate", extra = "train" },
       { stage = "generate", extra = "train" },

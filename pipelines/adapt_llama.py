@@ -1,9 +1,8 @@
 """The pipeline: the one place where stages are wired.
 
-    fetch → convert ─┐                       ┌─ prepare text ─→ stage 1 → stage 2 → merge ─┐
-                     ├→ extend vocabulary ───┤                                             ├→ SFT → merge → evaluate
-    train tokenizer ─┘                       └─ prepare instructions ──────────────────────┘              → generate
-                                                                                                          → deploy
+    fetch → convert ─┐                  ┌─ prepare text ─→ stage 1 → stage 2 → merge ─┐
+                     ├→ extend tokenizer┤                                             ├→ SFT → merge → evaluate → deploy
+    train tokenizer ─┘                  └─ prepare instructions ──────────────────────┘              → generate
 
 Every part can be replaced by something ready (a model, a Chinese tokenizer, an extended model, published adapters) or
 left out (stage 1, both stages of pre-training, SFT). Which, is the run's configuration (configuration.py), and decided
@@ -45,6 +44,8 @@ from zhllama.stage.options import described
 from zhllama.storage.private import temporary_folder
 from zhllama.training.options import EACH_RUN
 
+REPLAY_HELD_OUT = 0.1
+"""Of the replayed text: little text is enough, and it is measured too."""
 RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER
 
 
@@ -116,18 +117,40 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
             **_told(told, PrepareDataset, "template"),
         )  # fmt: skip
 
+    # --- what must not be lost: mixed into every training; what is measured of it nothing learns from
+
+    english, replayed = given.english_text, {}
+    if shape.replay != "none":
+        if shape.replay == "own":
+            text = step(
+                "evaluation", generate, "generate_replay", why("replay"), model=base,
+                replay_documents=given.replay_documents,
+            )  # fmt: skip
+        else:
+            text = getattr(given, shape.replay)
+        measured_on = {} if shape.replay == "english_text" else {"evaluation_2": english}
+        replayed["replay"] = step(
+            "data", prepare_dataset, "prepare_replay", why("replay"),
+            text=text, tokenizer=chinese, skip_bad=told["skip_bad"], block_size=given.block_size,
+            validation_fraction=REPLAY_HELD_OUT, evaluation=given.evaluation, **measured_on,
+        )  # fmt: skip
+        english = replayed["replay"] if shape.replay == "english_text" else english
+
     # --- continued pre-training: the embeddings alone, then LoRA with embeddings
 
     compared = {"base": base}
     trainings = []
     first = adapted = chinese
     if shape.stage1:
-        first = adapted = _trained(told, steps, given, "embeddings", model=chinese, dataset=measured["text"])
+        first = adapted = _trained(
+            told, steps, given, "embeddings", model=chinese, dataset=measured["text"], **replayed
+        )
         compared["stage 1"] = first
         trainings.append(first)
     if shape.stage2:
         adapter = "" if shape.stage1 else given.lora_adapter
-        lora = _trained(told, steps, given, "lora", model=first, dataset=measured["text"], adapter=adapter)
+        replayed |= _budgeted(told, trainings)
+        lora = _trained(told, steps, given, "lora", model=first, dataset=measured["text"], adapter=adapter, **replayed)
         adapted = step("weights", merge_adapters, "merge_lora", why("run_pretraining"), model=first, adapters=lora)
         compared["stage 2"] = adapted
         trainings.append(lora)
@@ -136,7 +159,8 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
 
     if shape.sft:
         items = measured["instructions"]
-        sft = _trained(told, steps, given, "sft", model=adapted, dataset=items, adapter=given.sft_adapter)
+        replayed |= _budgeted(told, trainings)
+        sft = _trained(told, steps, given, "sft", model=adapted, dataset=items, adapter=given.sft_adapter, **replayed)
         adapted = step("weights", merge_adapters, "merge_sft", why("run_sft"), model=adapted, adapters=sft)
         trainings.append(sft)
         if shape.check_merge:
@@ -148,15 +172,17 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
     # --- what came of it
 
     models = {label: model for label, model in compared.items() if model is not adapted}
-    steps.add(
+    evaluated = steps.add(
         "evaluation", evaluate, "evaluate", "always",
         store=given.store,
         model=adapted,
         labels=",".join((*models, "adapted")) if models else "",
-        english=given.english_text,
+        english=english,
         exams=given.exams,
         prompts=given.prompts,
         **_told(told, Evaluate, "max_bytes", "max_items", "max_prompts", prefix="evaluation_"),
+        questions=given.questions,
+        require=given.require,
         **measured,
         **_several("baseline", models.values()),
         **_several("trainings", trainings),
@@ -169,8 +195,15 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         deployed = steps.add(
             "deploy", deploy, "deploy", why("deploy"), model=adapted, machine=as_json(serving_machine(told))
         )
+        # what is required of the result has to hold before anybody is served by it
+        deployed.after(evaluated)
         # without it serve says what it needs
         kubernetes.use_secret_as_volume(deployed, told["serve_secret"], KEY_FOLDER, optional=True)
+
+
+def _budgeted(told: Configuration, trainings: list[Any]) -> dict[str, Any]:
+    """All trainings of a course have one forgetting budget, counted from where the first began."""
+    return {"forgetting_base": trainings[-1]} if trainings and told["forgetting_budget"] else {}
 
 
 def _instructions(told: Configuration, steps: Steps, given: SimpleNamespace) -> Any:

@@ -23,6 +23,7 @@ from zhllama.errors import InputError
 from zhllama.kubernetes.pod_settings import pod_settings
 from zhllama.kubernetes.pods import uid
 from zhllama.stage.command_line import nearest
+from zhllama.stage.requirements import check_requirements, parse_requirements
 
 _STARTS = (("adapters", "adapters"), ("extended_model", "extended"), ("model", "model"), ("weights", "weights"))
 """Address → the start that it implies; the first that is given decides."""
@@ -33,6 +34,11 @@ _A = {**sizes.WORDS, dict: "a mapping", list: "a list"}
 _NESTED = (("work_", ""), ("adapter_", "lora_"), ("serving_", "serve_"))
 """A team's file may be written as a size's file is: `lora: {memory: 64Gi}` is lora_memory, `work: {data: …}` data_…"""
 WORDS_OF_INSTRUCTIONS = ("given", "import", "generate", "none")
+_MEASURED = {
+    "text": "give text", "english": "give english_text", "instructions": "give instructions",
+    "choices": "give instructions that have few answers each", "questions": "set questions, to 200",
+}  # fmt: skip
+"""What figures are measured on → how to come by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,7 @@ class Configuration:
     def reason(self, name: str) -> str:
         """Why a step is there: what was decided, and by what."""
         of = {"run_embeddings": "run_stage1", "run_lora": "run_pretraining"}.get(name, name)
-        value = self.shape.instructions if of == "instructions" else self[of]
+        value = getattr(self.shape, of) if of in ("instructions", "replay") else self[of]
         shown = str(value).lower() if isinstance(value, bool) else value
         return f"{of}={shown}, by {self.reasons.get(of, 'default')}"
 
@@ -89,6 +95,8 @@ def _is_read(setting: Setting, shape: Shape, addresses: Mapping[str, bool]) -> b
         return {"embeddings": shape.stage1, "lora": shape.stage2, "sft": shape.sft}[family]
     if name == "vocab_size":
         return shape.extends and shape.tokenizer != "given"
+    if name == "replay_documents":
+        return shape.replay == "own"
     if name in ("block_size", "validation_fraction"):
         return shape.stage2 or shape.instructions != "none"
     return True
@@ -135,6 +143,8 @@ def configure(
     )  # fmt: skip
     _refuse_contradictions(made, by, words)
     _refuse_unread(made, texts)
+    if "require" in by:
+        _refuse_unmeasured(made, f"{by['require']} require", later=write)
     return made
 
 
@@ -188,6 +198,8 @@ def typed_value(name: str, value: Any, where: str) -> Value:
         check_addresses(checked, where)
     if name == "run_as_user":
         uid(checked, where)
+    if name == "require":
+        parse_requirements(checked, where)
     if name.endswith("_pods"):
         pod_settings(where, checked)
     return cast(Value, checked)
@@ -219,12 +231,14 @@ def _imply(layer: dict[str, Value], source: str, reasons: dict[str, str]) -> Non
         layer[name] = value
         reasons[name.removesuffix("_from")] = f"{source} {by}"
 
-    for name in ("start", "tokenizer", "run_pretraining", "run_stage1", "run_sft", "deploy", "check_merge"):
+    for name in ("start", "tokenizer", "run_pretraining", "run_stage1", "run_sft", "deploy", "check_merge", "replay"):
         if name in layer:
             reasons[name] = f"{source} {name}"
     starts = [(start, address) for address, start in _STARTS if layer.get(address)]
     if starts and "start" not in layer:
         imply("start", *starts[0])
+    if "replay" not in layer and (text := [name for name in ("replay_text", "english_text") if layer.get(name)]):
+        reasons["replay"] = f"{source} {text[0]}"
     if layer.get("chinese_tokenizer"):
         if (kind := layer.get("tokenizer", "given")) != "given":
             raise InputError(f"{source} tokenizer={kind}: chinese_tokenizer is given; leave one of them out")
@@ -277,6 +291,11 @@ def _refuse_contradictions(made: Configuration, by: Mapping[str, str], words: st
         for name in (*unused, "import_instructions"):
             if values[name] != SETTINGS[name].default(made.size):
                 refuse(name, "", "instructions", "a data set given as instructions")
+    for name in ("replay_share", "forgetting_budget"):
+        if shape.replay == "none" and values[name] != SETTINGS[name].default(made.size):
+            trains = shape.stage2 or shape.sft
+            mend = "give replay_text or english_text, or say replay=own" if trains else "nothing is trained"
+            raise InputError(f"{by[name]} {name}: nothing is replayed ({made.reason('replay')}); {mend}")
     read = shape.reads()
     for address, _ in _STARTS if starts != "start" and values["base"] is None else ():
         # of --set, _refuse_unread says it
@@ -301,6 +320,25 @@ def _refuse_unread(made: Configuration, told: Iterable[str]) -> None:
                 f"--set {name}: a run with {made.reason('start')}, and {runs}, does not read it; leave it out, or say "
                 "what the run starts from with --set start=…"
             )
+
+
+def _refuse_unmeasured(made: Configuration, option: str, later: bool) -> None:
+    """InputError for a requirement that the evaluation will refuse, before the days of training that come first.
+    later: whether a run of the compiled pipeline may still give what is measured."""
+    values, shape = made.values, made.shape
+    items = shape.instructions != "none" or (shape.start == "adapters" and (later or values["instructions"]))
+    sources = {
+        "text": later or values["text"] or values["text_validation"],
+        "english": later or values["english_text"],
+        "instructions": items,
+        "choices": items,
+        "questions": later or values["questions"],
+    }
+    measured = [name for name, there in sources.items() if there]
+    # what exams are called is known when they are read
+    exams = [""] if later or values["exams"] else []
+    requirements = parse_requirements(str(values["require"]), option)
+    check_requirements(requirements, shape.labels, measured, exams, option=option, mends=_MEASURED)
 
 
 def _resolved(size: Size, chosen: Mapping[str, Value]) -> tuple[Size, dict[str, Value]]:

@@ -21,7 +21,17 @@ from components.serve.options import Serve
 from components.train_tokenizer.options import TrainTokenizer
 from pipelines.configuration import Configuration
 from pipelines.local.placeholders import Value, text_of
-from pipelines.settings import ADAPTER, GENERATED, MACHINE, OPTIONS, SERVED, SETTINGS, compiled_options, of_all
+from pipelines.settings import (
+    ADAPTER,
+    GENERATED,
+    MACHINE,
+    OPTIONS,
+    SERVED,
+    SETTINGS,
+    STEERING,
+    compiled_options,
+    of_all,
+)
 from pipelines.sizes import SIZED, Size
 from zhllama.errors import InputError
 from zhllama.kubernetes.job_manifest import job_manifest
@@ -61,6 +71,9 @@ def training_options(size: Size, training: str, values: Mapping[str, Value]) -> 
 def fixed_arguments(told: Configuration, training: str) -> str:
     """What no run changes of them, as one text: launch_training's --arguments."""
     said = training_options(told.size, training, told.values)
+    for option in STEERING if told.shape.replay != "none" else ("ema",):
+        if told[option] != described(OPTIONS[training])[option].default:
+            said[option] = told[option]
     options = {
         name: f"{value:g}" if isinstance(value, float) else value
         for name, value in said.items()
@@ -165,6 +178,8 @@ def _named(option: str) -> str:
 def training_machine(told: Configuration, training: str) -> dict[str, Any]:
     """launch_training's options for the machines of a training. InputError for what no job can be made of."""
     addresses = {"store": _ANYWHERE, "model": _ANYWHERE, "dataset": _ANYWHERE}
+    if told.shape.replay != "none":
+        addresses["replay"] = _ANYWHERE
     with _by_settings(told, _settings_of(training)):
         _words(told[f"{training}_arguments"])
         launch = launch_options(told, training, fixed_arguments(told, training), backend=told["backend"], **addresses)
@@ -184,6 +199,7 @@ def _settings_of(training: str) -> dict[str, tuple[str, ...]]:
     names: dict[str, tuple[str, ...]] = {option: (f"{training}_{name}",) for option, name in options.items()}
     names |= {option: (f"{training}_{option}", of_all(option)) for option in MACHINE}
     names |= {option: (f"lora_{name}",) for name, option in ADAPTER.items()}
+    names |= {option: (option,) for option in STEERING}
     return names | {name: (_CALLED_OF_JOBS.get(name, name),) for name in (*_OF_JOBS, *_SECRETS, "backend")}
 
 

@@ -131,6 +131,15 @@ SERVED = (
 """Options of serve that have a setting each, as `serve_gpus`."""
 ADAPTER = {"rank": "lora_r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 """What sizes say of the adapter → the trainings' options."""
+STEERING = {
+    "replay_share": "Of the tokens that a step learns, the share that is replayed; a budget moves it.",
+    "forgetting_budget": "By how much of itself the loss of replayed text that is held out (and with it its bits per "
+    "byte) may rise over the base's, by all trainings together (0.03: 3%): it steers what is replayed and the learning "
+    "rate. 0: nothing is steered.",
+    "ema": "Of an average of the weights that is published in place of the last ones: what is kept in a step, at most "
+    "(0.999, say). 0: the last ones are.",
+}
+"""Options that all trainings have together, in the pipeline's words."""
 _SIZED = {one.name for one in dataclasses.fields(Training)}
 """What a size says of each training; the rest of MACHINE is launch_training's default."""
 
@@ -144,7 +153,7 @@ def compiled_options(kind: type) -> list[str]:
     """Of a training's options, those that each of the three has a compiled setting for: no addresses, none that the
     launcher gives, none that has a name of its own for all trainings."""
     refs = references_in(kind)
-    own = {"stage", "train_embeddings", "resume_from_checkpoint", *ADAPTER.values()}
+    own = {"stage", "train_embeddings", "resume_from_checkpoint", *ADAPTER.values(), *STEERING}
     return [one for one in described(kind) if one not in {*PLUMBING, *refs, *own, *EACH_RUN}]
 
 
@@ -201,7 +210,22 @@ address(
     note="Chinese text to learn from: folders or prefixes, with weights as in zh:0.9,en:0.1.",
 )  # fmt: skip
 address("text_validation", note="Text that is held out; without it a share of `text` is.")
-address("english_text", (Evaluate, "english"), note="English text, to measure what is forgotten.")
+address(
+    "english_text", (Evaluate, "english"),
+    note="English text, to measure what is forgotten. Where it is replayed, on its held-out part alone.",
+)  # fmt: skip
+compiled(
+    "replay", kind=Literal["auto", "text", "own", "none"], default="auto",
+    note="What must not be lost, mixed into every training. text: `replay_text`, or without it `english_text`, a tenth "
+    "of it held out. own: text that the base writes itself. auto: text where it is given, else none.",
+)  # fmt: skip
+address("replay_text", note="Text in the languages that must not be lost, to learn from beside `text`.")
+parameter(
+    "replay_documents", (Generate, "replay_documents"), default=2000,
+    note="With replay=own: documents that the base writes; those that are no good are left out.",
+)  # fmt: skip
+for name, note in STEERING.items():
+    compiled(name, (PretrainOptions, name), note=note)
 address("exams", (Evaluate, "exams"))
 address(
     "instructions", (PrepareDataset, "instructions"),
@@ -252,6 +276,10 @@ compiled(
     note="Whether both adapters are also merged in one call, which must give the same weights.",
 )  # fmt: skip
 compiled("deploy", (Serve, "deploy"), note="Whether the result is served on the cluster: none, kubernetes or kserve.")
+
+heading("What the result is asked, and what has to hold")
+parameter("questions", (Evaluate, "questions"), fields=("questions",))
+parameter("require", (Evaluate, "require"), fields=("require",))
 
 heading("How it is trained")
 for training, called in TRAININGS.items():

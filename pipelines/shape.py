@@ -20,11 +20,20 @@ class Shape:
     stage2: bool
     sft: bool
     check_merge: bool
+    replay: Literal["none", "own", "replay_text", "english_text"] = "none"
+    """What is mixed into every training: nothing, text that the base writes, or the text at one of the addresses."""
 
     @property
     def extends(self) -> bool:
         """Whether the vocabulary is extended here."""
         return self.start in ("weights", "model") and self.tokenizer != "keep"
+
+    @property
+    def labels(self) -> list[str]:
+        """The models of the report: those that the result is compared with, then the result."""
+        made = self.extends or self.start == "adapters" or self.base != self.start or self.stage2 or self.sft
+        before = {"base": made, "stage 1": self.stage1, "stage 2": self.stage2 and self.sft}
+        return [*(label for label, there in before.items() if there), "adapted"]
 
     def reads(self) -> dict[str, bool]:
         """The addresses that this course reads → whether it cannot do without."""
@@ -40,7 +49,9 @@ class Shape:
             "adapters": (adapts, True),
             "chinese_tokenizer": (self.extends and self.tokenizer == "given", True),
             "text": (True, self.stage2 or trains_tokenizer),
-            **dict.fromkeys(("text_validation", "english_text", "exams", "prompts"), (True, False)),
+            **dict.fromkeys(("text_validation", "exams", "prompts"), (True, False)),
+            "english_text": (True, self.replay == "english_text"),
+            "replay_text": (self.replay == "replay_text", True),
             "instructions": (adapts or given, given),
             "import_instructions": (self.instructions == "import", True),
             "generate_seeds": (self.instructions == "generate", False),
@@ -69,6 +80,9 @@ def shape_of(values: Mapping[str, Any], words: Any) -> Shape:
     if not trains or (not sft and instructions != "given"):
         # what nothing learns from is not made
         instructions = "none"
+    replay: Any = {"auto": "none", "text": "replay_text"}.get(values["replay"], values["replay"])
+    if values["replay"] in ("auto", "text"):
+        replay = next((name for name in ("replay_text", "english_text") if values[name]), replay)
     return Shape(
         start=start,
         base=base,
@@ -78,4 +92,5 @@ def shape_of(values: Mapping[str, Any], words: Any) -> Shape:
         stage2=stage2,
         sft=sft,
         check_merge=stage2 and sft and values["check_merge"] is True,
+        replay=replay if stage2 or sft else "none",
     )

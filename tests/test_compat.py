@@ -47,6 +47,12 @@ def test_a_difference_is_one(tmp_path, seen):
     assert row(tmp_path, **seen).differs
 
 
+@pytest.mark.parametrize(("most", "differs"), [(0.0, False), (3e-7, False), (2e-6, True), (float("nan"), True)])
+def test_a_merge_may_differ_in_its_last_bits(tmp_path, most, differs):
+    found = row(tmp_path, tensors=[3, 4, most])
+    assert (found.differs, found.result.split(", ")[0]) == (differs, "our merge: 3/4 tensors to the bit")
+
+
 def test_a_known_difference_comes_with_its_reason(tmp_path):
     found = row(tmp_path, {"folder": "it reads unigrams"}, ids=[[1, 4]])
     assert (found.differs, found.result) == (False, "it reads unigrams: ids 0/1")

@@ -21,8 +21,8 @@ STAGES = sorted(path.parent.name for path in (ROOT / "components").glob("*/__ini
 def test_every_stage_of_the_design_is_here():
     assert STAGES == [
         "convert_weights", "evaluate", "export_model", "extend_tokenizer", "fetch_weights", "finetune", "generate",
-        "generate_instructions", "launch_training", "merge_adapters", "prepare_dataset", "pretrain", "serve",
-        "train_tokenizer",
+        "generate_instructions", "launch_training", "merge_adapters", "merge_models", "prepare_dataset", "pretrain",
+        "serve", "train_tokenizer",
     ]  # fmt: skip
 
 

@@ -22,7 +22,8 @@ COMMANDS = {
     "fetch_weights": "options.FetchWeights", "finetune": "options.Finetune", "generate": "options.Generate",
     "generate_instructions": "options.GenerateInstructions", "launch_training": "options.LaunchTraining",
     "launch_training.cleanup": "cleanup.Cleanup", "launch_training.reap": "reap.Reap",
-    "merge_adapters": "options.MergeAdapters", "prepare_dataset": "options.PrepareDataset",
+    "merge_adapters": "options.MergeAdapters", "merge_models": "options.MergeModels",
+    "prepare_dataset": "options.PrepareDataset",
     "pretrain": "options.Pretrain", "serve": "options.Serve", "serve.check": "check.Check",
     "train_tokenizer": "options.TrainTokenizer",
 }  # fmt: skip

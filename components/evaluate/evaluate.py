@@ -1,70 +1,129 @@
-"""The evaluation: select held-out data once, score every model on it, write one report.
+"""The evaluation: select held-out data once, score every model on it, write one report, judge it.
 
 Models of equal digest (a stage that was skipped) are scored once. Measured at 4 layers × 128, 38,000 pieces, 100 kB of
 Chinese, 100 kB of English and 500 two-way items: 8 to 10 CPU seconds a model, the output layer being most of them.
+
+With `--require` the figures are published first, as without it, and then the report that judges them: other
+requirements of the same models are judged in a second. That they hold is asked by Evaluate.accept, of a published
+report too.
 """
 
+import dataclasses
 import logging
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from components.evaluate.held_out import LANGUAGES, HeldOut, Sample, select
+from components.evaluate.answers import repetition, say
+from components.evaluate.facts import TOKENS, figures_of, is_right
+from components.evaluate.figures import TEXT_FIGURES, metrics_of, summary
+from components.evaluate.figures import figures_of as measured_of
+from components.evaluate.held_out import LANGUAGES, HeldOut, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
 from components.evaluate.page import render
 from zhllama import terminal
 from zhllama.artifacts.json_file import value_of
 from zhllama.artifacts.manifest import Manifest
+from zhllama.artifacts.open import open_artifact
+from zhllama.artifacts.published import find_published
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
-from zhllama.inference.generate import answer
 from zhllama.inference.load import LoadedModel, load_model
-from zhllama.inference.sampling import Sampling
 from zhllama.stage.inputs import Inputs
-from zhllama.stage.options import split_references
+from zhllama.stage.options import configuration_of, split_references
 from zhllama.stage.report_figures import figures_table
-from zhllama.stage.run import REPORT
+from zhllama.stage.requirements import check_requirements, judge, parse_requirements
+from zhllama.stage.run import REPORT, cache_key
+from zhllama.tokenizer.chat import asked
 
 log = logging.getLogger("evaluate")
 
 METRICS = "metrics.jsonl"
 ANSWER_TOKENS = 96
 """Of a sample: enough to judge it, short enough to stand beside the others."""
-TEXT_FIGURES = ("tokens_per_character", "bits_per_byte", "perplexity", "next_token_accuracy")
+QUESTIONS_AT_ONCE = 32
 
 
 def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
-    """Writes report.json and report.html. InputError before a model is loaded where a reference is wrong."""
+    """Writes report.json and report.html. InputError before a model is loaded where a reference is wrong, or a figure
+    that is required cannot be measured; whether requirements hold is for Evaluate.accept to say."""
+    if not config.require:
+        report = measured_report(config, inputs)
+    else:
+        plain = dataclasses.replace(config, require="")
+        key = cache_key(plain, inputs.records)
+        figures = find_published(config.store, out.stage, key)
+        if figures is None:
+            own = ArtifactWriter(
+                config.store, out.stage, key, configuration_of(plain), inputs.records, inputs.require_unchanged
+            )
+            figures = publish(measured_report(config, inputs), own)
+        else:
+            log.info("these models are measured already, and are judged: %s", figures.reference)
+        report = dict(value_of(open_artifact(figures.reference).read("report.json")))
+        labels, measured = labels_of(config), [measured_of(model) for model in report["models"]]
+        report["requirements"] = judge(parse_requirements(config.require), labels, measured)
+    manifest = publish(report, out)
+    if sys.stdout.isatty():
+        terminal.console().print(figures_table("Held-out figures", report["models"]))
+    return manifest
+
+
+def publish(report: dict[str, Any], out: ArtifactWriter) -> Manifest:
+    out.add_json("report.json", report, beside=True)
+    out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode(), beside=True)
+    out.metrics = metrics_of(report)
+    out.facts["summary"] = summary(report)
+    return out.publish("report")
+
+
+def measured_report(config: Evaluate, inputs: Inputs) -> dict[str, Any]:
+    """report.json, but for what is required."""
     references = [*split_references(config.baseline), config.model]
     artifacts = [*inputs.all("baseline"), inputs["model"]]
     trainings = read_trainings(split_references(config.trainings), inputs.all("trainings"))
     held_out, texts = select(config, inputs)
+    check_requirements(
+        parse_requirements(config.require),
+        labels_of(config),
+        held_out.measured(),
+        [f"{exam.name}_{shots}_shots" for exam in held_out.exams for shots in shots_of(config.shots)],
+        split(config.lm_eval),
+    )
 
     models: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = [
         {"kind": sample.kind, "prompt": sample.asked, "expected": sample.expected, "answers": {}}
         for sample in held_out.prompts
     ]
-    measured: dict[str, tuple[dict[str, Any], list[str | None]]] = {}
+    questions: list[dict[str, Any]] = [
+        {"language": fact.language, "question": fact.question, "answer": fact.answer, "answers": {}, "right": []}
+        for fact in held_out.facts
+    ]
+    measured: dict[str, Measured] = {}
+    # of the first baseline, which of the facts it knows
+    known: list[bool] | None = None
     for label, reference, artifact in zip(labels_of(config), references, artifacts):
         if artifact.digest not in measured:
             option = "--model" if artifact is artifacts[-1] else "--baseline"
             measured[artifact.digest] = measure(config, held_out, artifact, label, option)
-        figures, said = measured[artifact.digest]
-        models.append({"label": label, "reference": reference, "digest": artifact.digest, **figures})
-        for sample, text in zip(samples, said):
+        found = measured[artifact.digest]
+        models.append({"label": label, "reference": reference, "digest": artifact.digest, **found.figures})
+        for sample, text in zip(samples, found.samples):
             if text is not None:
                 sample["answers"][label] = text
-    report: dict[str, Any] = {"models": models, "texts": texts, "samples": samples, "trainings": trainings}
-    out.add_json("report.json", report, beside=True)
-    out.add_bytes(REPORT, render(report, ANSWER_TOKENS).encode(), beside=True)
-    out.metrics = metrics_of(report)
-    out.facts["summary"] = summary(report)
-    if sys.stdout.isatty():
-        terminal.console().print(figures_table("Held-out figures", report["models"]))
-    return out.publish("report")
+        right = [is_right(fact, text) for fact, text in zip(held_out.facts, found.facts)]
+        for question, text, one in zip(questions, found.facts, right):
+            question["answers"][label] = text
+            question["right"] += [label] * one
+        if held_out.facts:
+            models[-1] |= facts_of(held_out, found, known)
+        if known is None and len(artifacts) > 1:
+            known = right
+    more = {"questions": questions} if questions else {}
+    return {"models": models, "texts": texts, "samples": samples, "trainings": trainings, **more}
 
 
 def read_trainings(references: Sequence[str], artifacts: Sequence[Artifact]) -> list[dict[str, Any]]:
@@ -98,10 +157,17 @@ def _finite(value: Any) -> float | None:
 
 
 # --- one model --------------------------------------------------------------------------------------------------------
-def measure(
-    config: Evaluate, held_out: HeldOut, model: Artifact, label: str, option: str
-) -> tuple[dict[str, Any], list[str | None]]:
-    """A model's figures, as report.json has them, and its answers to the samples."""
+class Measured(NamedTuple):
+    figures: dict[str, Any]
+    """As report.json has them, but for facts."""
+    samples: list[str | None]
+    """Its answers to the samples; None where the prompt does not fit."""
+    facts: list[str]
+    """Its answers to the questions."""
+
+
+def measure(config: Evaluate, held_out: HeldOut, model: Artifact, label: str, option: str) -> Measured:
+    """What there is to know of a model."""
     log.info("%s: loading %s", label, model.root)
     loaded = load_model(model, option=option)
     # imports torch, which load_model has set up by now
@@ -129,50 +195,28 @@ def measure(
 
         tasks = split(config.lm_eval)
         figures["lm_eval"] = run_tasks(loaded, tasks, held_out.task_folder, config.max_questions)
-    return figures, say(loaded, held_out.prompts)
+    return Measured(figures, _samples(loaded, held_out, label), _answers(loaded, held_out, label))
 
 
-def say(loaded: LoadedModel, samples: Sequence[Sample]) -> list[str | None]:
-    """The model's answers to the samples, greedy, so that they can be had again; None where the prompt does not fit."""
-    greedy = Sampling(do_sample=False, max_new_tokens=ANSWER_TOKENS)
+def _samples(loaded: LoadedModel, held_out: HeldOut, label: str) -> list[str | None]:
     prompts = [
-        loaded.chat.ids(one.messages, trained=True) if one.messages else loaded.prompt_ids(one.asked) for one in samples
+        loaded.chat.ids(one.messages, trained=True) if one.messages else loaded.prompt_ids(one.asked)
+        for one in held_out.prompts
     ]
-    said = iter(answer(loaded, [ids for ids in prompts if len(ids) < loaded.positions], greedy))
-    return [loaded.encoder.decode(next(said)) if len(ids) < loaded.positions else None for ids in prompts]
+    return say(loaded, prompts, ANSWER_TOKENS, f"{label}: samples")
 
 
-# --- what is said of it -----------------------------------------------------------------------------------------------
-def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of the model, and of the first baseline with `_baseline` behind their names."""
-    found: dict[str, float | None] = {}
-    first, last = report["models"][0], report["models"][-1]
-    for model, suffix in ((last, ""), (first, "_baseline"))[: len(report["models"])]:
-        found[f"tokens_per_character{suffix}"] = model["tokens_per_character"]["zh"]
-        found[f"tokens_per_character_en{suffix}"] = model["tokens_per_character"]["en"]
-        for language in LANGUAGES:
-            for name in TEXT_FIGURES[1:]:
-                found[f"{name}_{language}{suffix}"] = model[name][language]
-        for name in ("accuracy", "chance", "exact_match", "items"):
-            found[f"{name}{suffix}"] = (model["instructions"] or {}).get(name)
-        for exam in model["exams"]:
-            found[f"{exam['exam']}_{exam['shots']}_shots{suffix}"] = exam["accuracy"]
-        for task, figures in model["lm_eval"].items():
-            found |= {f"{task}_{name.removesuffix(',none')}{suffix}": value for name, value in figures.items()}
-    return {name: float(value) for name, value in found.items() if value is not None}
+def _answers(loaded: LoadedModel, held_out: HeldOut, label: str) -> list[str]:
+    prompts = [loaded.chat.ids(asked(fact.question), trained=True) for fact in held_out.facts]
+    said = say(loaded, prompts, TOKENS, f"{label}: questions", QUESTIONS_AT_ONCE)
+    return [text or "" for text in said]
 
 
-def summary(report: Mapping[str, Any]) -> str:
-    """`zh 3.10 → 1.82 bits/byte, accuracy 74.0% (chance 51.0%)`."""
-    first, last = report["models"][0], report["models"][-1]
-    said = []
+def facts_of(held_out: HeldOut, found: Measured, known: Sequence[bool] | None) -> dict[str, Any]:
+    """What is said of a model where questions are asked. known: of each, whether the first baseline knows it."""
+    facts = {}
     for language in LANGUAGES:
-        before, after = first["bits_per_byte"][language], last["bits_per_byte"][language]
-        if after is not None:
-            said.append(f"{language} " + (f"{before:.2f} → " if first is not last else "") + f"{after:.2f} bits/byte")
-    scored = last["instructions"]
-    if scored and scored["accuracy"] is not None:
-        said.append(f"accuracy {scored['accuracy']:.1%} (chance {scored['chance']:.1%})")
-    asked = [exam for exam in last["exams"] if exam["accuracy"] is not None]
-    said += [f"{exam['exam']} {exam['accuracy']:.1%} ({exam['shots']} shots)" for exam in asked]
-    return ", ".join(said) or f"{len(report['models'])} models"
+        chosen = [at for at, fact in enumerate(held_out.facts) if fact.language == language]
+        before = None if known is None else [known[at] for at in chosen]
+        facts[language] = figures_of([held_out.facts[at] for at in chosen], [found.facts[at] for at in chosen], before)
+    return {"facts": facts, "repetition": repetition(found.samples)}

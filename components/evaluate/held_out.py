@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from components.evaluate.exams import Exam, read_exam
+from components.evaluate.facts import Fact, read_facts
 from components.evaluate.options import Evaluate, split
 from zhllama.artifacts.cache import materialize
 from zhllama.artifacts.reader import Artifact
@@ -60,6 +61,18 @@ class HeldOut(NamedTuple):
     prompts: Sequence[Sample]
     task_folder: Path | None
     """Of the user's own tasks of lm-evaluation-harness."""
+    facts: Sequence[Fact] = ()
+
+    def measured(self) -> set[str]:
+        """The options that there is something for, as requirements name them."""
+        chosen = {
+            "text": self.texts["zh"],
+            "english": self.texts["en"],
+            "instructions": self.items,
+            "choices": [item for item in self.items if len(item.choices) > 1],
+            "questions": self.facts,
+        }
+        return {name for name, found in chosen.items() if found}
 
 
 def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
@@ -86,7 +99,8 @@ def select(config: Evaluate, inputs: Inputs) -> tuple[HeldOut, dict[str, Any]]:
         check_tasks(split(config.lm_eval), task_folder)
     prompts = fixed_prompts(inputs.get("prompts"), config.max_prompts)
     prompts += choose_samples(texts["zh"], items, config.samples)
-    return HeldOut(texts, items, exams, prompts, task_folder), said
+    facts = [fact for language in LANGUAGES for fact in read_facts(language, config.questions)]
+    return HeldOut(texts, items, exams, prompts, task_folder, facts), said
 
 
 def choose_items(items: Iterable[Item], max_items: int) -> list[HeldOutItem]:

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from zhllama.artifacts.json_file import value_of
+from zhllama.artifacts.manifest import Manifest
 from zhllama.errors import InputError
-from zhllama.stage.options import Ref, Refs, StageOptions, split_references
+from zhllama.stage.options import Later, Ref, Refs, StageOptions, split_references
+from zhllama.stage.requirements import check_requirements, missed, parse_requirements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +55,20 @@ class Evaluate(StageOptions):
     """Bytes of each text that are scored."""
     max_items: int = 500
     """Multiple-choice items that are scored (a fifth of it of the other items)."""
+    questions: Later[int] = 0
+    """Questions with known answers that are asked in each language, of the project's own 200; 0 for none."""
+    require: Later[str] = ""
+    """What has to hold, else the stage fails once the report is published: "english_bits_per_byte<=1.03*base,
+    accuracy>=0.85"; base is the first baseline. With ? behind a figure's name it counts where it is measured."""
 
     def __post_init__(self) -> None:
         texts = (self.text, self.text_validation, self.english, self.instructions, self.instructions_validation)
-        if not any((*texts, self.exams, self.lm_eval)):
+        if not any((*texts, self.exams, self.lm_eval, self.questions)):
             raise InputError(
-                "evaluate: nothing to measure on; give --text, --english, --instructions, --exams or --lm-eval"
+                "evaluate: nothing to measure on; give --text, --english, --instructions, --exams or --lm-eval, or ask "
+                "--questions"
             )
-        for name in ("samples", "max_bytes", "max_items", "max_questions", "max_prompts"):
+        for name in ("samples", "max_bytes", "max_items", "max_questions", "max_prompts", "questions"):
             least = 1 if name in ("max_bytes", "max_items") else 0
             if (value := getattr(self, name)) < least:
                 raise InputError(f"evaluate: --{name.replace('_', '-')} is {value}; it must be {least} or more")
@@ -70,6 +79,26 @@ class Evaluate(StageOptions):
                 f"evaluate: --labels has {len(names)} names ({self.labels}) for {count} models, the baselines and the "
                 "model; give each one its own, comma-separated"
             )
+        sources = {
+            "text": self.text or self.text_validation,
+            "english": self.english,
+            "instructions": (items := self.instructions or self.instructions_validation),
+            "choices": items,
+            "questions": self.questions,
+        }
+        measured = [name for name, given in sources.items() if given]
+        # what exams are called is known when they are read
+        exams = [""] if self.exams else []
+        check_requirements(parse_requirements(self.require), names, measured, exams, split(self.lm_eval))
+
+    def accept(self, manifest: Manifest) -> None:
+        """InputError for a requirement that does not hold, by how much."""
+        from zhllama.artifacts.open import open_artifact
+
+        if self.require:
+            report = open_artifact(manifest.reference).read("report.json")
+            if said := missed(value_of(report)["requirements"]):
+                raise InputError(f"--require {said}; the report is {manifest.root}/report.html")
 
 
 def split(text: str) -> list[str]:

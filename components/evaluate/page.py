@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zhllama.stage import report_page
-from zhllama.stage.report_figures import task_rows
+from zhllama.stage import report_figures, report_page
+from zhllama.stage.report_figures import fact_rows, task_rows
 from zhllama.stage.report_page import curves, number, percent
 
 LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
+MOST_LOST = 30
+"""Facts that were lost which are shown."""
 
 
 class Bars(NamedTuple):
@@ -31,6 +33,12 @@ def render(report: Mapping[str, Any], answer_tokens: int) -> str:
         bits=list(filter(None, (bits_bars(report, language) for language in LANGUAGE_NAMES))),
         accuracy=accuracy_bars(report),
         exams=exam_bars(report),
+        facts=[
+            (name, [report_figures.UNMEASURED if value is None else form.format(value) for value in values])
+            for name, form, values in fact_rows(report["models"])
+        ],
+        lost=lost_facts(report),
+        requirements=report.get("requirements", []),
         tasks=task_rows(report["models"]),
         curves=[curves(training) for training in report["trainings"] if len(training["points"]) > 1],
         languages=LANGUAGE_NAMES,
@@ -120,6 +128,13 @@ def accuracy_bars(report: Mapping[str, Any]) -> list[Bars]:
         if len(of_each) == len(models):
             found.append(share_bars(models, of_each, name, note))
     return found
+
+
+def lost_facts(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Questions that the first model answers and the last one does not: so many of them."""
+    first, last = report["models"][0]["label"], report["models"][-1]["label"]
+    asked = report.get("questions", ())
+    return [one for one in asked if first in one["right"] and last not in one["right"]][:MOST_LOST]
 
 
 def exam_bars(report: Mapping[str, Any]) -> list[Bars]:

@@ -14,11 +14,22 @@
             "groups": [{"instruction", "choices", "items", "accuracy", "chance"}]},
          "exams": [{"exam", "shots", "items", "accuracy", "margin", "chance", "too_long",
                     "subjects": [{"subject", "items", "accuracy"}]}],
-         "lm_eval": {task: {metric: value}}}],
+         "lm_eval": {task: {metric: value}},
+         "facts": {"zh": null or {"items", "right", "accuracy", "margin",      with --questions alone
+                   "known", "kept", "kept_share",        of what the first baseline knows; null without one
+                   "in_language",                        answers with mostly Han, or Latin, letters
+                   "distinct"}, "en": …},                different answers, of all
+         "repetition": null or share                     of the answers to the samples; with --questions alone
+        }],
       "texts": {"zh": null or {"reference", "documents", "bytes", "characters"}, "en": …},
       "samples": [{"kind": "prompt" | "instruction" | "text", "prompt", "expected",
                    "answers": {label: text}}],         a model whose positions the prompt fills is left out;
                                                        "expected" is "" for a fixed prompt without an answer
+      "questions": [{"language", "question", "answer",    with --questions alone
+                     "answers": {label: text}, "right": [labels]}],
+      "requirements": [{"requirement", "figure", "value", "comparison", "bound", "number", "label",
+                        "holds"}],                       with --require alone; bound: number, or number × the figure
+                                                         of the model called label; holds: null, not measured
       "trainings": [{"label", "reference", "points": [{"step", "loss", "eval_loss"}]}]
     }
 

@@ -6,6 +6,7 @@ that a run that is killed goes on after its last one: a batch is the next prompt
 and each draws from a seed of its own.
 """
 
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from components.generate.journal import Sample, file_journal, store_journal
 from components.generate.options import Generate
+from components.generate.replay import publish_replay
 from zhllama.artifacts.manifest import Manifest, digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
@@ -31,6 +33,7 @@ from zhllama.stage.inputs import Inputs
 from zhllama.stage.run import run_stage
 from zhllama.tokenizer.chat import Chat, Message, asked
 from zhllama.tokenizer.prompt import AS_IS, question_of
+from zhllama.tokenizer.vocabulary import load_encoder
 
 log = logging.getLogger("generate")
 
@@ -55,10 +58,12 @@ def run() -> None:
 
 
 def generate(config: Generate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
-    """Answers `--prompt` or `--input` and publishes samples.json."""
-    given = questions(config, inputs)
+    """Answers `--prompt` or `--input` and publishes samples.json; or has the model write text of its own."""
+    given = beginnings(config, inputs) if config.replay_documents else questions(config, inputs)
     with store_journal(out.root, [one.text for one in given]) as (answered, keep):
         said = samples(config, inputs, given, answered, keep)
+        if config.replay_documents:
+            return publish_replay([f"{one['Input']}{one['Output']}" for one in said], out, config)
         out.add_json(SAMPLES, said)
         out.facts["summary"] = f"{len(said):,} answers"
         out.metrics["characters_per_answer"] = sum(len(sample["Output"]) for sample in said) / len(said)
@@ -95,6 +100,16 @@ def questions(config: Generate, inputs: Inputs) -> list[Question]:
                 f"--input {config.input}: item {number}: {fault}" if config.input else str(fault)
             ) from fault
     return found
+
+
+def beginnings(config: Generate, inputs: Inputs) -> list[Question]:
+    """What the model's own documents begin with: nothing, or the lines of --input in turn."""
+    encoder = load_encoder(inputs["model"], "--model")
+    given = [""] if not config.input else [text for text in read_questions(inputs["input"]) if isinstance(text, str)]
+    if not given:
+        raise InputError(f"--input {config.input}: conversations; give lines that a document may begin with")
+    texts = itertools.islice(itertools.cycle(given), config.replay_documents)
+    return [Question(text, [*encoder.begin, *encoder.encode(text)] or encoder.context) for text in texts]
 
 
 def chat_with(config: Generate, inputs: Inputs) -> Chat:

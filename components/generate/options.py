@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from zhllama.errors import InputError
 from zhllama.inference.sampling import Sampling
-from zhllama.stage.options import NotKeyed, Ref, Refs, StageOptions
+from zhllama.stage.options import Later, NotKeyed, Ref, Refs, StageOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,10 @@ class Generate(StageOptions):
     answers: NotKeyed[str] = ""
     """A file for the answers, .jsonl (an answer a line, as they come) or .json (a list). A run that was stopped goes on
     after its last answer."""
+    replay_documents: Later[int] = 0
+    """Have the model write so many documents of its own, drawn as they come (temperature 1, from all tokens), each from
+    nothing or from a line of --input. What is too short, repeats itself or is Chinese is left out; the rest is text for
+    prepare_dataset: what a training must not lose."""
     interactive: bool = False
     """A conversation in the terminal. Ctrl-C stops an answer, Ctrl-D ends it."""
     with_prompt: bool = True
@@ -59,7 +63,9 @@ class Generate(StageOptions):
 
     def __post_init__(self) -> None:
         asked = [bool(self.prompt), bool(self.input), self.interactive]
-        if sum(asked) != 1 and (any(asked) or not self.default_prompt):
+        if self.replay_documents:
+            self._check_replay()
+        elif sum(asked) != 1 and (any(asked) or not self.default_prompt):
             raise InputError("generate: give one of --prompt TEXT, --input FILE and --interactive")
         wanted = [name for name in ("output", "reference") if getattr(self, name)]
         if wanted and not self.store:
@@ -84,5 +90,24 @@ class Generate(StageOptions):
                 value = getattr(self, option)
                 raise InputError(f"generate: --{option.replace('_', '-')} is {value}; it must be {rule}")
 
+    def _check_replay(self) -> None:
+        for name in ("prompt", "interactive", "answers"):
+            if getattr(self, name):
+                raise InputError(f"generate: --{name} is for what --replay-documents is not; leave out one")
+        if self.replay_documents < 0:
+            raise InputError(f"generate: --replay-documents is {self.replay_documents}; it must be 1 or more")
+        if not self.store:
+            raise InputError("generate: --replay-documents needs a --store, where the text is put")
+        drawn = ("with_prompt", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+        for name in drawn:
+            if getattr(self, name) != getattr(type(self), name):
+                option = name.replace("_", "-")
+                raise InputError(f"generate: --{option}: what is replayed is drawn as it comes; leave it out")
+
     def sampling(self) -> Sampling:
+        if self.replay_documents:
+            return Sampling(
+                temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, max_new_tokens=self.max_new_tokens,
+                seed=self.seed,
+            )  # fmt: skip
         return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})

@@ -20,8 +20,9 @@ class FinetuneArguments(FinetuneOptions):
     """finetune's options, given to launch_training after `--`."""
 
 
+_GIVEN = ("--store", "--model", "--dataset", "--adapter", "--replay", "--forgetting-base", "--stage")
 OURS = {
-    **{name: f"it is launch_training's {name}" for name in ("--store", "--model", "--dataset", "--adapter", "--stage")},
+    **{name: f"it is launch_training's {name}" for name in _GIVEN},
     **dict.fromkeys(
         ("--output", "--reference", "--report", "--executor-output", "--executor-input"), "launch_training sets it"
     ),
@@ -34,8 +35,9 @@ def training_module(stage: str) -> str:
 
 
 def training_arguments(
-    *, stage: str, store: str, model: str, dataset: str, adapter: str, output: str, more: tuple[str, ...]
-) -> list[str]:
+    *, stage: str, store: str, model: str, dataset: str, adapter: str, output: str, more: tuple[str, ...],
+    replay: str = "", forgetting_base: str = "",
+) -> list[str]:  # fmt: skip
     """The training's arguments, `more` being the user's. InputError for what the training would not take."""
     for word in more:
         name = word.partition("=")[0].replace("_", "-")
@@ -43,7 +45,8 @@ def training_arguments(
             raise InputError(f"training option {name}: {OURS[name]}; leave it out")
     arguments = [] if stage == "sft" else ["--stage", stage]
     arguments += ["--store", storage.normalise(store)]
-    given = {"--model": model, "--dataset": dataset, "--adapter": adapter, "--output": output}
+    given = {"--model": model, "--dataset": dataset, "--adapter": adapter, "--replay": replay}
+    given |= {"--forgetting-base": forgetting_base, "--output": output}
     for name, value in given.items():
         if value:
             # as another process reads it, which may be in another folder

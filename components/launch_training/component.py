@@ -7,11 +7,12 @@ from components.launch_training.options import LaunchTraining
 from zhllama.stage.component import component_of
 from zhllama.training.options import EACH_RUN, FinetuneOptions, PretrainOptions
 
+INPUTS = ("model", "dataset", "adapter", "replay", "forgetting_base")
 # few inputs: each stands in a run's Workflow a dozen times. The job's machine is one of them, as JSON, the training's
 # other options are `arguments`
 launch_training = component_of(
     LaunchTraining,
-    only=("store", "stage", "model", "dataset", "adapter", "run_id", "backend", "machine", "arguments"),
+    only=("store", "stage", *INPUTS, "run_id", "backend", "machine", "arguments"),
     joined=("arguments",),
     after=(PretrainOptions, FinetuneOptions),
     only_after=EACH_RUN,

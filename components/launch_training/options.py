@@ -30,6 +30,10 @@ class LaunchTraining(JobOptions, StageOptions):
     """Reference to the packed dataset."""
     adapter: Ref = ""
     """Reference to an adapter to go on from."""
+    replay: Ref = ""
+    """Reference to a packed dataset of what must not be lost."""
+    forgetting_base: Ref = ""
+    """Reference to an earlier training, from where the forgetting budget counts."""
     backend: NotKeyed[Literal["pytorchjob", "trainjob", "local"]] = "pytorchjob"
     """pytorchjob: on a cluster with Kubeflow's training operator; trainjob: with Kubeflow Trainer; local: as processes
     of this machine."""
@@ -100,11 +104,12 @@ class LaunchTraining(JobOptions, StageOptions):
         except ValueError as error:
             raise InputError(f"--arguments {self.arguments}: {error}; quote it as in a shell") from error
         inputs = {name: getattr(self, name) for name in ("store", "model", "dataset", "adapter")}
-        return training_arguments(stage=self.stage, **inputs, output=output, more=more)
+        replay = {name: getattr(self, name) for name in ("replay", "forgetting_base")}
+        return training_arguments(stage=self.stage, **inputs, **replay, output=output, more=more)
 
     @property
     def reads_hub(self) -> bool:
-        return any(map(on_hub, (self.model, self.dataset, self.adapter)))
+        return any(map(on_hub, (self.model, self.dataset, self.adapter, self.replay)))
 
     def job(self, name: str, command: tuple[str, ...], labels: Mapping[str, str], **environment: str) -> TrainingJob:
         """The job of that name; its pods are told `environment` where no option says so. InputError for none."""

@@ -5,11 +5,10 @@ read. The merge itself is a stream (stream.py).
 """
 
 import logging
-from dataclasses import replace
 
 from components.merge_adapters.options import MergeAdapters
 from zhllama import storage
-from zhllama.artifacts.manifest import Manifest, digest_of
+from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.models import architecture
@@ -17,14 +16,9 @@ from zhllama.models.architecture import EMBEDDING
 from zhllama.progress import human
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import split_references
-from zhllama.tokenizer.chat import Chat
-from zhllama.tokenizer.special_ids import special_ids
-from zhllama.tokenizer.vocabulary import padding_multiple
-from zhllama.weights.chat_template import chosen, default_of, is_template
-from zhllama.weights.fit import require_rows
+from zhllama.weights.chat_template import chosen
+from zhllama.weights.merged_files import changes_in, contract_of_merged, state_changes, write_files
 from zhllama.weights.model_card import write_card
-from zhllama.weights.model_config import GENERATION
-from zhllama.weights.settings import read_settings, write_settings
 
 log = logging.getLogger("merge")
 
@@ -32,17 +26,18 @@ log = logging.getLogger("merge")
 def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -> Manifest:
     """Publishes the merged model. InputError when the adapters do not fit, or change nothing."""
     from components.merge_adapters.proof import prove, require_memory
-    from components.merge_adapters.stream import bytes_after, merge_weights
+    from components.merge_adapters.stream import merge_weights
     from zhllama.weights.merge_plan import nothing_changed, plan_merge
     from zhllama.weights.model_config import model_config
     from zhllama.weights.safetensors_io import Checkpoint
+    from zhllama.weights.stream import bytes_after
 
     model = inputs["model"].require_kind("hf-model", option="--model")
     checkpoint = Checkpoint(model)
     checkpoint.refuse_quantised()
     settings = model_config(checkpoint)
     given = inputs.all("adapters")
-    plan = plan_merge(model, checkpoint, given, split_references(config.adapters))
+    plan = plan_merge(model, checkpoint, given, split_references(config.adapters), config.scale)
     adapters, encoder, shapes = [step.adapter for step in plan.steps], plan.encoder, plan.shapes
     settings["tie_word_embeddings"] = plan.tied
     settings["vocab_size"] = rows = shapes[EMBEDDING][0]
@@ -62,56 +57,37 @@ def merge_adapters(config: MergeAdapters, inputs: Inputs, out: ArtifactWriter) -
     )  # fmt: skip
     storage.require_room(out.root, written)
     report = merge_weights(checkpoint, adapters, shapes, out)
-    changes = {
-        name: float(entry["relative_change"])
-        for name, entry in report.items()
-        if entry["relative_change"] or entry.get("new_rows")
-    }
+    changes = changes_in(report)
     if not changes:
         raise nothing_changed(split_references(config.adapters), model)
-    copied: list[str] = []
     template, why = chosen(model, given)
     log.info("chat template: %s", why)
-    if encoder is not None:
-        given_settings = read_settings(checkpoint)
-        ids = special_ids(encoder, given_settings, checkpoint.where).ending(Chat(encoder, default_of(template)).end)
-        write_settings(out, settings, given_settings.get(GENERATION, {}), ids)
-        positions = int(settings.get("max_position_embeddings", 2048))
-        for name, content in encoder.files(positions, template).items():
-            out.add_bytes(name, content)
-        out.facts["chat_template"] = why
-    else:
-        out.add_json("config.json", settings)
-        others = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
-        copied += [GENERATION, "tokenizer.json", "tokenizer_config.json", *others, *filter(is_template, model.names)]
+    write_files(out, settings, encoder, template, checkpoint)
+    if encoder is None:
         why = "as the model has it"
-    for name in copied:
-        if name in model:
-            out.copy(model, name)
+    else:
+        out.facts["chat_template"] = why
     vocabulary = plan.vocabulary
     if vocabulary is not None:
-        require_rows(vocabulary.size, rows, f"--model {model.root}", "the merged model")
-        multiple = padding_multiple(vocabulary.size, rows)
-        dtype = checkpoint.info(EMBEDDING).dtype
-        out.vocabulary = replace(vocabulary, tied=plan.tied, dtype=dtype, padding_multiple=multiple)
+        out.vocabulary = contract_of_merged(vocabulary, rows, plan.tied, checkpoint)
     kind, several = architecture(settings, checkpoint.where), "s" if len(given) > 1 else ""
-    made = f"A {kind.title} model with {len(given)} adapter{several} merged into it."
+    scaled = "" if config.scale == 1 else f", scaled by {config.scale:g}"
+    made = f"A {kind.title} model with {len(given)} adapter{several} merged into it{scaled}."
     pieces = {} if vocabulary is None else {"Vocabulary": f"{vocabulary.size:,} pieces"}
     write_card(out, model, made, pieces | ({} if encoder is None else {"Chat template": why}))
     proof = prove(model, adapters, out, encoder) if config.prove and encoder is not None else None
 
-    count = len(checkpoint.tensors)
-    said = {"unchanged": count - len(changes), "changed": report, "proof": proof, "chat_template": why}
+    said = {
+        "unchanged": len(checkpoint.tensors) - len(changes),
+        "changed": report,
+        "proof": proof,
+        "chat_template": why,
+    }
     out.add_json("report.json", said, beside=True)
-    weights = set(checkpoint.files)
-    out.facts["weights_digest"] = digest_of([[file.path, file.sha256] for file in out.files if file.path in weights])
-    out.facts["changed_tensors"] = len(changes)
-    most = max(changes, key=changes.__getitem__)
-    out.facts["summary"] = f"{len(changes)} of {count} tensors changed, most {most} by {changes[most]:.2%}"
+    state_changes(out, changes, checkpoint)
+    if config.scale != 1:
+        out.facts["scale"] = config.scale
     if proof is not None:
         out.facts["proof"] = proof
         out.metrics["proof_relative_difference"] = proof["relative_difference"]
-    out.metrics["changed_tensors"] = float(len(changes))
-    out.metrics["mean_relative_change"] = sum(changes.values()) / len(changes)
-    out.metrics["greatest_relative_change"] = changes[most]
     return out.publish("hf-model")

@@ -16,11 +16,11 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.inference.adapters import merge_into
-from zhllama.models.architecture import EMBEDDING
+from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.progress import human
 from zhllama.storage.private import temporary_folder
 from zhllama.tokenizer.vocabulary import Encoder
-from zhllama.weights.adapter import Adapter
+from zhllama.weights.adapter import Adapter, towards
 from zhllama.weights.model_folder import lay_out
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, stays_tied
@@ -117,31 +117,48 @@ def _load(model: Artifact, folder: Path) -> Any:
 def _with_adapters(model: Artifact, adapters: Sequence[Adapter], pieces: int, scratch: Path) -> Any:
     loaded = _load(model, scratch / "model")
     # opened anew: in those that are merged stands already what becomes of tied embeddings
-    for index, adapter in enumerate(Adapter(one.artifact, "--adapters") for one in adapters):
-        key = adapter.replaced.get(EMBEDDING)
+    for index, adapter in enumerate(Adapter(one.artifact, "--adapters", one.scale) for one in adapters):
+        had, key = loaded.get_input_embeddings().weight.shape[0], adapter.replaced.get(EMBEDDING)
         rows = pieces if key is None else adapter.stored[key].shape[0]
-        if key is not None and rows != loaded.get_input_embeddings().weight.shape[0]:
-            # what comes with the adapter overwrites every row: how the new ones begin does not matter
-            loaded.resize_token_embeddings(rows, mean_resizing=False)
         last = index + 1 == len(adapters)
         if not last and loaded.lm_head.weight is loaded.model.embed_tokens.weight:
             # peft's merge of LoRA on one use of the table changes the other
             merge_into(loaded, adapter, rows, stays_tied(adapter))
             continue
-        loaded = _by_peft(loaded, adapter)
+        if key is not None and rows != had:
+            # what comes with the adapter overwrites every row: how the new ones begin does not matter
+            loaded.resize_token_embeddings(rows, mean_resizing=False)
+        loaded = _by_peft(loaded, adapter, had)
         if not last:
             loaded = loaded.merge_and_unload()
     return loaded
 
 
-def _by_peft(model: Any, adapter: Adapter) -> Any:
-    """peft's model of an adapter, its tensors by the names that peft knows. RuntimeError for one that it does not."""
+def _by_peft(model: Any, adapter: Adapter, had: int) -> Any:
+    """peft's model of an adapter, its tensors by the names that peft knows. had: the rows of the tables without those
+    that the adapter brings. RuntimeError for a tensor that peft does not know."""
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
 
+    tensors = {name: adapter.read(key) for name, key in adapter.peft_keys()}
+    if adapter.scale != 1:
+        # peft scales LoRA alone
+        places = {key: name for name, key in adapter.peft_keys()}
+        for weight, key in adapter.replaced.items():
+            before, trained = model.get_parameter(weight).detach(), tensors[places[key]].float()
+            known = had if weight in (EMBEDDING, HEAD) else len(before)
+            tensors[places[key]] = torch.cat([towards(before[:known], trained[:known], adapter.scale), trained[known:]])
+        for weight, (key, rows) in adapter.tokens.items():
+            before = model.get_parameter(weight).detach()[list(rows)]
+            tensors[places[key]] = towards(before, tensors[places[key]], adapter.scale)
     adapted = get_peft_model(model, LoraConfig(**adapter.config.for_peft()))
-    result: Any = set_peft_model_state_dict(adapted, {name: adapter.read(key) for name, key in adapter.peft_keys()})
+    result: Any = set_peft_model_state_dict(adapted, tensors)
     if result.unexpected_keys:
         raise RuntimeError(f"{adapter.where}: peft has no place for {result.unexpected_keys[0]}")
+    for layer in adapted.modules() if adapter.scale != 1 else ():
+        if isinstance(layer, LoraLayer):
+            # its scale_layer passes over embeddings
+            layer.scaling = {name: scaling * adapter.scale for name, scaling in layer.scaling.items()}
     return adapted
 
 

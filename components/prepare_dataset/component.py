@@ -3,4 +3,4 @@ from kfp import dsl
 from components.prepare_dataset.options import PrepareDataset
 from zhllama.stage.component import component_of
 
-prepare_dataset = component_of(PrepareDataset, dataset=dsl.Dataset, metrics=dsl.Metrics)
+prepare_dataset = component_of(PrepareDataset, repeated={"evaluation": 2}, dataset=dsl.Dataset, metrics=dsl.Metrics)

@@ -41,8 +41,7 @@ class Base:
     weights: str = ""
     """The file in it that is the model's address; "": the folder is."""
     speaks: bool = False
-    """Whether a tenth of the text that it learns from is English, so that it keeps that, and half of its instructions
-    ask for texts."""
+    """Whether half of its instructions ask for texts."""
     settings: Callable[[Path], dict[str, Any]] = field(default=lambda work: {})
     """What it is told beside the addresses, by the work folder."""
     shortfalls: Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]

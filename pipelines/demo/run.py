@@ -72,6 +72,8 @@ def demo(work: Path, text: str = "", instructions: str = "", toy: bool = False) 
             "weights": (weights, base.folder),
             "text": (material.text, "text"),
             "english_text": (material.english_held_out, "english-held-out"),
+            # what it knows is shown to it again: else it is forgotten in minutes
+            "replay_text": (material.english, "english"),
             "instructions": (material.instructions, "instructions"),
             "prompts": (material.prompts, "prompts"),
         }
@@ -85,9 +87,6 @@ def demo(work: Path, text: str = "", instructions: str = "", toy: bool = False) 
             arguments[name] = storage.normalise(theirs) if theirs else upload(folder, f"{uploads}/{place}")
         if base.weights:
             arguments["weights"] += f"/{base.weights}"
-        if base.speaks and not text:
-            # what it knows is shown to it again: else it is forgotten in minutes
-            arguments["text"] = f"{arguments['text']}:0.9,{upload(material.english, f'{uploads}/english')}:0.1"
         if base.speaks and not instructions:
             arguments["instructions"] += f":0.5,{upload(material.writing, f'{uploads}/writing')}:0.5"
         settings = {"backend": "local", **base.settings(work)}

@@ -200,6 +200,10 @@ class Size:
     tokenizer: Literal["train", "continue", "keep"] = "train"
     """What becomes of the base's vocabulary: a SentencePiece model is trained and appended, its own merges are
     continued, or it is kept."""
+    questions: int = 0
+    """Questions with known answers that the evaluation asks in each language."""
+    require: str = ""
+    """What has to hold of the result before it is deployed (zhllama/stage/requirements.py)."""
 
     @property
     def served_as(self) -> str:

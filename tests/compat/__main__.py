@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.compat import artifacts, table
-from tests.compat.artifacts import BASES, MODELS
+from tests.compat.artifacts import BASES, BLENDS, MODELS
 from tests.compat.comparison import Comparison
 from tests.compat.environments import Failed, install, run
 from tests.compat.programs import PROGRAMS
@@ -84,6 +84,7 @@ def question(made: dict[str, str], ours: dict[str, artifacts.Said]) -> dict[str,
         "models": {name: folder[name] for name in MODELS},
         "adapters": {name: [folder[name], folder[base]] for name, base in BASES.items()},
         "based": BASES,
+        "blends": {method: {"ours": folder[f"blend-{method}"], **weights} for method, weights in BLENDS.items()},
         "gguf": {name: folder[f"gguf-{name}"] for name in MODELS},
         "said": {name: {"ids": said.ids, "chats": said.chats} for name, said in ours.items()},
     }  # fmt: skip

@@ -39,6 +39,13 @@ first with `{% generation %}` markers in its chat template."""
 HALF = ("tied", "stretched")
 BASES = {"rows": "extended", "lora": "pretrained"}
 """Adapter → the model that it is for: LoRA with embeddings and head in full; LoRA alone."""
+BLENDS: dict[str, dict[str, Any]] = {
+    "linear": {"weight": 0.75},
+    "slerp": {"weight": 0.5, "attention": 0.3, "feed_forward": 0.6},
+    "chat-vector": {"weight": 0.7},
+}
+"""What merge_models makes of `merged` and `pretrained`, in float32; the chat vector is what lies between `extended` and
+`pretrained`, added to `merged`."""
 HEAD = 3
 ANSWER = 8
 """Tokens of a greedy answer."""
@@ -134,7 +141,8 @@ def seed(folder: Path, **config: Any) -> str:
 
 
 def make(folder: Path) -> dict[str, str]:
-    """Name → reference of what was made: MODELS and `gguf-` of each, the adapters BASES and what they are for."""
+    """Name → reference of what was made: MODELS and `gguf-` of each, the adapters BASES and what they are for, `blend-`
+    of BLENDS."""
     from components.export_model.exporter import export_model
     from components.export_model.options import ExportModel
     from components.extend_tokenizer.extender import extend_tokenizer
@@ -142,6 +150,8 @@ def make(folder: Path) -> dict[str, str]:
     from components.finetune.options import Finetune
     from components.merge_adapters.merger import merge_adapters
     from components.merge_adapters.options import MergeAdapters
+    from components.merge_models.merger import merge_models
+    from components.merge_models.options import MergeModels
     from components.prepare_dataset.options import PrepareDataset
     from components.prepare_dataset.preparer import prepare_dataset
     from components.pretrain.options import Pretrain
@@ -179,6 +189,11 @@ def make(folder: Path) -> dict[str, str]:
     made["lora"] = run_stage(tuned, run_training).reference
     both = MergeAdapters(store=store, model=made["pretrained"], adapters=made["lora"])
     made["merged"] = run_stage(both, merge_adapters).reference
+    for method, weights in BLENDS.items():
+        base = made["extended"] if method == "chat-vector" else ""
+        three = {"model": made["merged"], "other": made["pretrained"], "base": base}
+        blend: Any = {"method": method, **three, **weights}
+        made[f"blend-{method}"] = run_stage(MergeModels(store=store, **blend), merge_models).reference
     made["marked"] = marked(Path(made["merged"]).parent, folder / "marked")
     for model in MODELS:
         export = ExportModel(store=store, model=made[model], format="gguf", quantization="f32,f16,q8_0")

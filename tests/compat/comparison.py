@@ -19,6 +19,9 @@ from zhllama.stage.run import run_stage
 ROUNDING = {"float32": 2e-3, "f16": 3e-2, "q8_0": 0.5}
 """The most that a logit may differ: the logits of these models reach 20."""
 
+MERGED = 1e-6
+"""The most by which a weight of a merge in float32 may differ, as a share of its tensor's greatest: some last bits."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -61,6 +64,10 @@ class Comparison:
                 same = sum(one == two for one, two in zip(seen[name], mine, strict=True))
                 words.append(f"{name} {same}/{len(mine)}")
                 differs |= same != len(mine)
+        if "tensors" in seen:
+            equal, of, most = seen["tensors"]
+            words.append(f"our merge: {equal}/{of} tensors to the bit, the others ±{most:.1e} of the greatest weight")
+            differs |= not most <= MERGED
         figures = {
             "logits": ours.logits,
             "next": [log_softmax(one[-1]) for one in ours.logits],

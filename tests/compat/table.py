@@ -19,6 +19,7 @@ and `lora`, and GGUF of the three models. Two layers, 128 wide, 1,125 pieces: wh
   and two turns, by the template that the program finds in the folder. spoken, answers: greedy answers, text and ids.
 - logits: the largest difference to ours, which stand in units of some 10. next: of the log probabilities after a text;
   chosen: of those of an answer; likelihood: lm-eval's sums. A quantised model (q8_0) may answer otherwise.
+- our merge: the tensors of `merge_models` beside the program's, both in float32.
 - "→": what the program saved, through our own commands, beside the program's own logits: `merge_adapters` rounds to the
   dtype of its base, float16 where that is `tied` or `stretched`.
 - `marked` is `merged` with `{% generation %}` markers in its chat template, which transformers from 4.45 on, vLLM,

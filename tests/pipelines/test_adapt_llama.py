@@ -137,6 +137,8 @@ STARTS = {
     "imported instructions": given("weights", "text", "import_instructions"),
     "own validation": given("weights", "text", "text_validation", "instructions", "instructions_validation"),
     "prompts": given("weights", "text", "instructions", "prompts"),
+    "measured text replayed": given("weights", "text", "instructions", "english_text"),
+    "own text replayed": given("weights", "text", "instructions", replay="own", forgetting_budget="0.03", ema="0.9"),
     "no pre-training": given("extended_model", "text", "instructions", run_pretraining="false"),
     "going on from an adapter": given("extended_model", "text", "instructions", "lora_adapter"),
     "going on from a tuned adapter": given(
@@ -179,6 +181,8 @@ NO_VOCABULARY = {"fetch_weights", "convert_weights", "train_tokenizer", "extend_
         ("no stage 1", {"train_embeddings"}, set()),
         ("vocabulary kept", {"train_tokenizer", "extend_tokenizer", "train_embeddings"}, set()),
         ("merges continued", set(), set()),
+        ("measured text replayed", set(), {"prepare_replay"}),
+        ("own text replayed", set(), {"generate_replay", "prepare_replay"}),
         ("instruction tuning alone", {*NO_VOCABULARY, *PRETRAINING, "merge_both"}, set()),
         ("no SFT", {"prepare_instructions", "train_sft", "merge_sft", "merge_both"}, set()),
         ("generated instructions", {"prepare_instructions"}, {"generate_instructions", "prepare_generated"}),
@@ -215,6 +219,27 @@ def test_the_wiring_of_the_whole_course(packages):
     assert ran["evaluate"].trainings == f"{at('train_embeddings')},{at('train_lora')},{at('train_sft')}"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", STARTS.values(), ids=STARTS)
+def test_the_report_has_the_models_that_requirements_may_name(packages, arguments):
+    (asked,) = [parsed(node, words) for node, words in runs(packages, "13b", **arguments) if node.name == "evaluate"]
+    labels = configure("13b", arguments).shape.labels
+    assert (asked.labels.split(",") if asked.labels else ["adapted"]) == labels
+    assert (asked.require, asked.questions) == ("english_bits_per_byte?<=1.1*base", 200)
+
+
+def test_what_is_asked_and_required_is_said_by_each_run(packages):
+    more = {"questions": "20", "require": "accuracy?>=0.9"}
+    (asked,) = [
+        parsed(node, words)
+        for node, words in runs(packages, "tiny", **STARTS["meta weights"] | more)
+        if node.name == "evaluate"
+    ]
+    assert (asked.require, asked.questions) == ("accuracy?>=0.9", 20)
+    plain = read(packages["tiny"]).root.parameters
+    assert (plain["require"].default, plain["questions"].default) == ("", 0)
+
+
 def test_a_vocabulary_that_is_kept_is_trained_by_lora_alone(packages):
     ran = {node.name: parsed(node, words) for node, words in runs(packages, "tiny", **STARTS["vocabulary kept"])}
     base = "s3://bucket/store/convert_weights"
@@ -224,6 +249,59 @@ def test_a_vocabulary_that_is_kept_is_trained_by_lora_alone(packages):
     assert "--freeze-embeddings true" in ran["train_lora"].arguments
     others = {node.name: parsed(node, words) for node, words in runs(packages, "tiny", **STARTS["meta weights"])}
     assert "freeze" not in others["train_lora"].arguments
+
+
+TRAINED = ("train_embeddings", "train_lora", "train_sft")
+
+
+def test_text_that_is_measured_is_replayed_but_for_what_is_held_out(packages):
+    ran = {node.name: parsed(node, words) for node, words in runs(packages, "tiny", **STARTS["measured text replayed"])}
+    replay = "s3://bucket/store/prepare_replay"
+    assert ran["prepare_replay"].text == "s3://bucket/english_text"
+    assert ran["prepare_replay"].validation_fraction == 0.1
+    assert ran["prepare_replay"].block_size == ran["prepare_text"].block_size
+    assert [ran[name].replay for name in (*TRAINED, "prepare_replay")[:3]] == [replay] * 3
+    assert ran["evaluate"].english == replay
+    assert all(not ran[name].forgetting_base and "budget" not in ran[name].arguments for name in TRAINED)
+    ran = {node.name: parsed(node, words) for node, words in runs(packages, "tiny", **STARTS["meta weights"])}
+    assert {ran[name].replay for name in TRAINED} == {""}
+
+
+def test_text_that_is_measured_stays_apart_from_text_that_is_replayed(packages):
+    more = given("weights", "text", "instructions", "english_text", "replay_text", "evaluation")
+    ran = {node.name: parsed(node, words) for node, words in runs(packages, "tiny", **more)}
+    assert ran["prepare_replay"].text == "s3://bucket/replay_text"
+    assert ran["prepare_replay"].evaluation == "s3://bucket/evaluation,s3://bucket/english_text"
+    assert ran["evaluate"].english == "s3://bucket/english_text"
+    measured = {node.name for node, _ in runs(packages, "tiny", **STARTS["measured text replayed"], replay="none")}
+    assert "prepare_replay" not in measured
+
+
+def test_the_base_writes_what_is_replayed_and_all_trainings_share_one_budget(packages):
+    ran = {node.name: parsed(node, words) for node, words in runs(packages, "tiny", **STARTS["own text replayed"])}
+    at = "s3://bucket/store/{}".format
+    assert ran["generate_replay"].model == at("convert_weights")
+    assert ran["generate_replay"].replay_documents == 2000
+    assert ran["prepare_replay"].text == at("generate_replay")
+    assert ran["prepare_replay"].tokenizer == at("extend_tokenizer")
+    assert [ran[name].forgetting_base for name in TRAINED] == ["", at("train_embeddings"), at("train_lora")]
+    assert all("--forgetting-budget 0.03 --ema 0.9" in ran[name].arguments for name in TRAINED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"forgetting_budget": "0.03"}, r"--set forgetting_budget: nothing is replayed \(replay=none, by default\)"),
+        ({"replay_share": "0.3", "replay": "none"}, "--set replay_share: nothing is replayed"),
+        ({"replay": "own", "replay_text": "s3://bucket/r"}, "--set replay_text: .* does not read it"),
+        ({"replay": "own", "replay_share": "1.5"}, "--set replay_share 1.5: a share below 1 is needed"),
+        ({"ema": "2"}, "--set ema 2.0: a share below 1 is needed"),
+        ({"replay": "theirs"}, "--set replay: 'theirs'; use auto or text or own or none"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused_by_the_settings_name(settings, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        compile_pipeline(configure("tiny", STARTS["meta weights"] | settings), tmp_path / "p.yaml")
 
 
 def test_merges_are_continued_from_the_models_own(packages):

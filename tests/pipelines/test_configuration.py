@@ -13,6 +13,7 @@ from pipelines.configuration import Configuration, check_for_cluster, configure,
 from pipelines.machines import fixed_arguments, serving_machine, training_machine
 from pipelines.settings import MACHINE, SETTINGS
 from zhllama.errors import InputError
+from zhllama.stage.requirements import parse_requirements
 from zhllama.training.options import PretrainOptions
 
 
@@ -217,6 +218,57 @@ def test_words_that_cannot_both_hold_are_refused_in_one_line(given, said):
     with pytest.raises(InputError, match=said) as error:
         configure("7b", given)
     assert "\n" not in str(error.value)
+
+
+RECIPE = {name: f"s3://bucket/{name}" for name in ("store", "weights", "text", "instructions")}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"require": "accuracy"}, r"--set require accuracy: write figure<=number"),
+        ({"require": "acuracy>1"}, r"--set require acuracy>1: there is no figure acuracy \(did you mean accuracy\?\)"),
+        ({"require": "accuracy>1*stage 3"}, r"there is no model stage 3 .*there is base, stage 1, stage 2"),
+        (
+            {"require": "accuracy>1*stage 1", "run_stage1": "false"},
+            r"there is no model stage 1.*there is base, stage 2",
+        ),
+        ({"require": "english_bits_per_byte<=1.03*base"}, r"not measured here; give english_text, or write"),
+        ({"require": "facts_en>0.5", "questions": "0"}, r"facts_en is not measured here; set questions, to 200"),
+        ({"require": "law_5_shots>0.5"}, r"there is no figure law_5_shots"),
+        (
+            {"require": "accuracy>0.8", "run_sft": "false", "instructions": ""},
+            r"accuracy .*give instructions that have",
+        ),
+    ],
+)
+def test_a_requirement_that_the_run_cannot_measure_is_refused_before_it_starts(given, said):
+    with pytest.raises(InputError, match=f"--set require .*{said.removeprefix('--set require ')}") as error:
+        configure("7b", {**RECIPE, **given}, write=False)
+    assert "\n" not in str(error.value)
+
+
+def test_a_requirement_of_a_file_is_refused_by_the_file(team):
+    team.write_text("require: accuracy")
+    with pytest.raises(InputError, match=r"--config \S*team\.yaml: require accuracy: write figure"):
+        configure("7b", {}, [team])
+    team.write_text("require: english_bits_per_byte<=1.03*base")
+    with pytest.raises(InputError, match=r"team\.yaml require english_bits_per_byte<=1\.03\*base: .*give english_text"):
+        configure("7b", RECIPE, [team], write=False)
+
+
+def test_what_a_later_run_may_measure_may_be_required_when_the_pipeline_is_compiled():
+    required = "english_bits_per_byte<=1.03*base,ceval_5_shots>0.3,facts_en>0.5"
+    assert configure("7b", {**RECIPE, "require": required})["require"] == required
+    with pytest.raises(InputError, match="there is no model stage 3"):
+        configure("7b", {**RECIPE, "require": "accuracy>1*stage 3"})
+
+
+@pytest.mark.parametrize("size", sizes.names())
+def test_a_sizes_own_requirement_ends_no_run_that_does_not_measure_it(size):
+    told = configure(size, {**RECIPE, "run_sft": "false", "instructions": ""}, write=False)
+    assert all(one.optional for one in parse_requirements(told["require"]))
+    assert bool(told["require"]) is (size != "tiny")
 
 
 @pytest.mark.parametrize(

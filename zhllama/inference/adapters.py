@@ -14,7 +14,8 @@ def merge_into(model: Any, adapter: Adapter, rows: int, tied: bool) -> bool:
     InputError for numbers that are not finite."""
     import torch
 
-    changed = rows != model.get_input_embeddings().weight.shape[0]
+    had = model.get_input_embeddings().weight.shape[0]
+    changed = rows != had
     if changed:
         # the adapter overwrites every row, so the new ones may begin anyhow; the default would take minutes
         model.resize_token_embeddings(rows, mean_resizing=False)
@@ -26,10 +27,14 @@ def merge_into(model: Any, adapter: Adapter, rows: int, tied: bool) -> bool:
     for name in sorted(adapter.touched):
         weight, change = model.get_parameter(name).detach(), Change(adapter, name)
         before = None if changed else weight.clone()
+        brought = None
         if change.replaced is not None:
-            weight.copy_(adapter.read(change.replaced))
+            whole = adapter.read(change.replaced)
+            if adapter.scale != 1:
+                brought, whole = whole, whole[had:]
+            weight[len(weight) - len(whole) :] = whole
         values = weight.float()
-        change.apply(0, weight, values, torch.empty_like(values))
+        change.apply(0, weight, values, torch.empty_like(values), brought)
         if not torch.isfinite(weight).all():
             raise InputError(
                 f"{adapter.where}: {name} is not finite after the merge; the adapter holds NaN or overflows "

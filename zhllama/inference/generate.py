@@ -36,11 +36,12 @@ def answer(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     done: Callable[[int], None] = lambda count: None,
+    at_once: int = BATCH,
 ) -> list[list[int]]:
     """The ids of an answer to each prompt (ids that begin with BOS), without EOS; in order. Prompts of like length are
     answered together, padded on the left; one that goes beyond the model's own positions alone, since its length
-    decides its rotary base. `done(n)` is called after n more answers. InputError for a prompt that fills the context.
-    """
+    decides its rotary base. `done(n)` is called after n more answers. at_once: how many side by side.
+    InputError for a prompt that fills the context."""
     import torch
 
     torch.manual_seed(sampling.seed)
@@ -49,7 +50,7 @@ def answer(
     lengths = [len(ids) + room for ids, room in zip(prompts, rooms, strict=True)]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     together = [index for index in order if lengths[index] <= own or loaded.rope_alpha]
-    batches = [together[start : start + BATCH] for start in range(0, len(together), BATCH)]
+    batches = [together[start : start + at_once] for start in range(0, len(together), at_once)]
     batches += [[index] for index in order if index not in set(together)]
     answers: list[list[int]] = [[] for _ in prompts]
     for batch in batches:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from zhllama.artifacts.manifest import Input
+from zhllama.artifacts.manifest import Input, Manifest
 from zhllama.errors import InputError
 
 Config = TypeVar("Config")
@@ -62,6 +62,10 @@ class StageOptions:
     def more_inputs(self) -> dict[str, Input]:
         """Inputs that are no artifacts, each with a digest that tells when it has changed. Part of the key."""
         return {}
+
+    def accept(self, manifest: Manifest) -> None:
+        """InputError where what is published is not what was asked for: then the command fails, each time it is
+        called, and hands on no reference."""
 
 
 Stage = TypeVar("Stage", bound=StageOptions)

@@ -23,6 +23,17 @@ _ROWS = (
 )
 
 
+_FACTS = (
+    ("facts right, {}", "right", "{:,}"),
+    ("  of", "items", "{:,}"),
+    ("  of the base's, kept", "kept_share", "{:.1%}"),
+    ("  of so many", "known", "{:,}"),
+    ("answers in {}", "in_language", "{:.1%}"),
+    ("distinct answers, {}", "distinct", "{:.1%}"),
+)
+_LANGUAGES = {"zh": "Chinese", "en": "English"}
+
+
 def figures_table(title: str, models: Sequence[Mapping[str, Any]]) -> "Table":
     """`models`: as evaluate's report.json has them. What no model has a figure for is left out."""
     from rich import box
@@ -37,11 +48,24 @@ def figures_table(title: str, models: Sequence[Mapping[str, Any]]) -> "Table":
         of_exam = [model["exams"][index] for model in models]
         rows.append((f"{exam['exam']}, {exam['shots']} shots", "{:.1%}", [one["accuracy"] for one in of_exam]))
         rows.append(("  chance", "{:.1%}", [one["chance"] for one in of_exam]))
+    rows += fact_rows(models)
     rows += [(name, "{:.3f}", values) for name, values in task_rows(models)]
     for name, form, values in rows:
         if any(value is not None for value in values):
             table.add_row(name, *(UNMEASURED if value is None else form.format(value) for value in values))
     return table
+
+
+def fact_rows(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[Any]]]:
+    """(name, form, its value for each model) of what the models know and how they answer; none where nothing was
+    asked."""
+    rows = [
+        (name.format(_LANGUAGES[language]), form, [_at(model, ("facts", language, key)) for model in models])
+        for language in _LANGUAGES
+        for name, key, form in _FACTS
+    ]
+    rows.append(("repetition", "{:.1%}", [model.get("repetition") for model in models]))
+    return [row for row in rows if any(value is not None for value in row[2])]
 
 
 def task_rows(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[float | None]]]:

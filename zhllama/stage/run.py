@@ -74,6 +74,7 @@ def run_stage(options: Stage, work: Work[Stage]) -> Manifest:
         metadata = {name: value for name, value in manifest.metrics.items() if math.isfinite(value)}
         value = {"artifacts": {"metrics": {"artifacts": [{"metadata": metadata}]}}}
         storage.write_bytes(storage.normalise(executor_output), json.dumps(value).encode())
+    options.accept(manifest)
     # last: who finds it finds the others
     if options.reference:
         storage.write_bytes(storage.normalise(options.reference), manifest.reference.encode())

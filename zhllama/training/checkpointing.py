@@ -29,6 +29,7 @@ from zhllama.errors import EXIT_CANCELLED, InputError, StorageFault
 from zhllama.training import checkpoints
 from zhllama.training.elastic import DEFAULT_SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT, training_begins
 from zhllama.training.exchange import values_of_all
+from zhllama.training.metrics import is_evaluation
 from zhllama.training.options import TrainingOptions, deepspeed_settings, zero_stage
 from zhllama.training.training_state import Saved, Uploads, take
 
@@ -177,7 +178,7 @@ class CheckpointManager(TrainerCallback):
         if self.saved is None or not self._options.eval_steps or self.saved.step % self._options.eval_steps:
             return False
         lines = self.saved.trainer["log_history"]
-        return not any("eval_loss" in line and line["step"] == self.saved.step for line in lines)
+        return not any(is_evaluation(line) and line["step"] == self.saved.step for line in lines)
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # until now a cancel ended the process: there was nothing to save

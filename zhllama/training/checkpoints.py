@@ -2,6 +2,7 @@
 
     <store>/checkpoints/<stage>/<input key>/step-00000500-1f2e3d4c/
         weights.safetensors               rank 0: what is trained, by name
+        averaged.safetensors              rank 0: with --ema its average, by name
         trainer.json                      rank 0: step, history
         shared.json, shared.safetensors   rank 0: scheduler, and without ZeRO the optimizer
         rank-00000.json, rank-00000.safetensors   each rank: random state, and with ZeRO its part of the optimizer
@@ -36,6 +37,7 @@ KIND = "checkpoint"
 VERSION_FACT = "cache_version"
 """What release 0.1 called the steps' version."""
 WEIGHTS = "weights.safetensors"
+AVERAGED = "averaged.safetensors"
 TRAINER = "trainer.json"
 SHARED = "shared"
 """Name of the state that all ranks have alike, without its suffix."""

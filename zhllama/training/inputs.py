@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zhllama.artifacts.reader import Artifact
-from zhllama.data.packed import KIND, TRAIN
+from zhllama.data.packed import KIND, TRAIN, VALIDATION
 from zhllama.errors import InputError
 from zhllama.models import architecture
 from zhllama.models.architecture import EMBEDDING, HEAD
@@ -29,6 +29,8 @@ from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied, stays_tied
 
 EMBEDDINGS = ("embed_tokens", "lm_head")
+BASE_FIGURE = "base_replay_loss"
+"""Among a training's metrics: the loss of held-out replay text that its budget counts from."""
 
 log = logging.getLogger("training")
 
@@ -39,6 +41,9 @@ class TrainingInputs:
     dataset: Artifact
     adapter: Artifact | None
     vocabulary: Vocabulary
+    replay: Artifact | None = None
+    base_loss: float | None = None
+    """Of the held-out replay text: what an earlier training counts its budget from, and this one too."""
 
 
 def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
@@ -88,7 +93,52 @@ def checked_inputs(options: TrainingOptions, opened: Inputs) -> TrainingInputs:
         raise InputError(f"--faithful: {names[1]} {said}; prepare it with --packing faithful")
     if EMBEDDING not in tensors:
         raise InputError(f"{names[0]}: it has no tensor {EMBEDDING}; a whole model is needed")
-    return TrainingInputs(model, dataset, adapter, vocabulary)
+    replay = opened.get("replay")
+    if replay is not None:
+        _require_replayable(options, replay, dataset, vocabulary, names[0])
+    if options.ema and zero_stage(settings) == 3:
+        said = "under ZeRO-3 the weights lie in parts, and no average of them is kept"
+        raise InputError(f"--ema {options.ema:g}: {said}; give --deepspeed zero2 or none")
+    return TrainingInputs(
+        model, dataset, adapter, vocabulary, replay, _base_loss(opened.get("forgetting_base"), replay)
+    )
+
+
+def _require_replayable(
+    options: TrainingOptions, replay: Artifact, dataset: Artifact, vocabulary: Vocabulary, model: str
+) -> None:
+    """InputError for a replay dataset whose blocks cannot stand beside the dataset's."""
+    where = f"--replay {replay.root}"
+    require_equal(replay.require_kind(KIND, option="--replay").manifest.vocabulary, vocabulary, where, model)
+    facts, own = replay.manifest.facts, dataset.manifest.facts
+    if TRAIN not in facts.get("splits", {}):
+        raise InputError(f"{where}: no blocks to train on in it; give what prepare_dataset wrote")
+    if facts["block_size"] != own["block_size"]:
+        said = f"blocks of {facts['block_size']} tokens, and the dataset's have {own['block_size']}"
+        raise InputError(f"{where}: {said}; prepare it with --block-size {own['block_size']}")
+    if options.forgetting_budget and VALIDATION not in facts["splits"]:
+        said = "nothing of it is held out to measure --forgetting-budget on"
+        raise InputError(f"{where}: {said}; prepare it with --validation-fraction or --validation")
+    prompts = [prompt_of(one, RECIPE.name) for one in (replay, dataset) if _teaches_prompt(one)]
+    if len(prompts) == 2 and prompts[0] != prompts[1]:
+        raise InputError(f"{where}: its items ask otherwise than the dataset's; prepare both with the same --template")
+
+
+def _teaches_prompt(dataset: Artifact) -> bool:
+    return bool(dataset.manifest.facts["splits"][TRAIN].get("columns", 1) > 1)
+
+
+def _base_loss(before: Artifact | None, replay: Artifact | None) -> float | None:
+    """What an earlier training says of its base. InputError for one that replayed something else, or nothing."""
+    if before is None or replay is None:
+        return None
+    where, replayed = f"--forgetting-base {before.root}", before.manifest.inputs.get("replay")
+    if replayed is None or replayed.digest != replay.digest:
+        said = "it was trained with another --replay" if replayed else "it was trained without --replay"
+        raise InputError(f"{where}: {said}, so its figure says nothing here; give a training with this one, or none")
+    if (loss := before.manifest.metrics.get(BASE_FIGURE, 0.0)) <= 0:
+        raise InputError(f"{where}: it names no {BASE_FIGURE}; leave it out")
+    return loss
 
 
 def opened_adapter(adapter: Artifact, tied: bool) -> Adapter:

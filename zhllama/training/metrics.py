@@ -39,15 +39,22 @@ Line = dict[str, Any]
 
 _RECORDED = (
     "step", "time", "loss", "grad_norm", "learning_rate", "tokens_per_second", "mfu", "peak_memory_gb",
-    "eval_loss", "eval_perplexity", "eval_accuracy",
+    "eval_loss", "eval_perplexity", "eval_accuracy", "eval_replay_loss", "eval_replay_bits_per_byte",
+    "base_replay_loss", "budget_spent", "replay_share", "rate_factor",
 )  # fmt: skip
+_EVALUATED = ("eval_loss", "eval_replay_loss")
+
+
+def is_evaluation(line: Line) -> bool:
+    """Whether it is of an evaluation, and not of training steps."""
+    return any(name in line for name in _EVALUATED)
 
 
 class History:
     """The course of a training: the lines of metrics.jsonl, which are what is ours of the Trainer's own log."""
 
     def __init__(self, log_history: Sequence[Line]) -> None:
-        measured = [line for line in log_history if "loss" in line or "eval_loss" in line]
+        measured = [line for line in log_history if "loss" in line or is_evaluation(line)]
         self.lines: list[Line] = [{name: line[name] for name in _RECORDED if name in line} for line in measured]
 
     def jsonl(self) -> bytes:
@@ -80,7 +87,8 @@ class History:
         last_step = [line["step"] for line in self.lines if "loss" in line][-1]
         found = {"steps": float(last_step), "first_loss": series["loss"][0], "loss": series["loss"][-1]}
         for names, figure in (
-            (("eval_loss", "eval_perplexity", "eval_accuracy"), operator.itemgetter(-1)),
+            ([name for name in _RECORDED if name.startswith("eval_")], operator.itemgetter(-1)),
+            (("base_replay_loss", "budget_spent", "replay_share"), operator.itemgetter(-1)),
             (("tokens_per_second", "mfu"), statistics.median),
             (("peak_memory_gb",), max),
         ):
@@ -195,11 +203,11 @@ class MetricsCallback(TrainerCallback, ExitStack):
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         line = state.log_history[-1]
         step, now = state.global_step, time.monotonic()
-        for name in ("loss", "eval_loss"):
+        for name in ("loss", *_EVALUATED):
             if not math.isfinite(line.get(name, 0.0)):
                 said = f"the {name} at step {step} is {line[name]}"
                 raise InputError(f"{said}; lower --learning-rate, or give --precision bfloat16")
-        if "loss" not in line and "eval_loss" not in line:
+        if "loss" not in line and not is_evaluation(line):
             return
         line["time"] = round(time.time(), 1)
         if "loss" in line and step > self._last_step:
@@ -221,9 +229,8 @@ class MetricsCallback(TrainerCallback, ExitStack):
                 self._uploader.show(state.log_history)
 
     def _show(self, line: Line, step: int, steps: int, left: float) -> None:
-        if "eval_loss" in line:
-            shown = f"held-out loss {line['eval_loss']:.3f}, perplexity {line['eval_perplexity']:.4g}"
-            log.info("step %d/%d: %s, next-token accuracy %.1f%%", step, steps, shown, 100 * line["eval_accuracy"])
+        if is_evaluation(line):
+            log.info("step %d/%d: %s", step, steps, _said_of(line))
             return
         speed = f"{line.get('tokens_per_second', 0):,.0f} tokens/s"
         if "mfu" in line:
@@ -234,3 +241,20 @@ class MetricsCallback(TrainerCallback, ExitStack):
             self._bar.update(self._bar.task_ids[0], completed=step, shown=f"{shown}, {memory:.1f} GB")
         else:
             log.info("step %d/%d: %s, peak %.1f GB, %s left", step, steps, shown, memory, duration(left))
+
+
+def _said_of(line: Line) -> str:
+    """What an evaluation found."""
+    said = []
+    if "eval_loss" in line:
+        said.append(f"held-out loss {line['eval_loss']:.3f}, perplexity {line['eval_perplexity']:.4g}")
+        said.append(f"next-token accuracy {line['eval_accuracy']:.1%}")
+    if "eval_replay_loss" in line:
+        change = line["eval_replay_loss"] / line["base_replay_loss"] - 1
+        bits = line.get("eval_replay_bits_per_byte")
+        shown = f"loss {line['eval_replay_loss']:.3f}" if bits is None else f"{bits:.3f} bits per byte"
+        said.append(f"replay text {shown} ({change:+.2%} of the base's)")
+    if "budget_spent" in line:
+        steered = f"replay share {line['replay_share']:.3f}, rate × {line['rate_factor']:.2f}"
+        said.append(f"{line['budget_spent']:.0%} of the forgetting budget spent: {steered}")
+    return ", ".join(said)

@@ -32,8 +32,12 @@ _ABOVE_0 = (
 )  # fmt: skip
 _AT_LEAST_0 = (
     "seed", "embedding_lr", "warmup_steps", "weight_decay", "max_grad_norm", "eval_steps", "save_steps", "peak_tflops",
-    "max_minutes_without_checkpoint",
+    "max_minutes_without_checkpoint", "replay_share", "forgetting_budget", "ema",
 )  # fmt: skip
+_SHARE = 0.1
+_OF_REPLAY = ("forgetting_budget", "forgetting_base")
+_NOT_REPLAYED = "there is no replay text to do it with; give --replay, or leave it out"
+_NOT_MEASURED = "a number above 0 is needed to measure --forgetting-budget"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,20 @@ class TrainingOptions(StageOptions):
     ddp_timeout: NotKeyed[int] = 30_000
     """Seconds that a collective operation may take."""
 
+    replay: Ref = ""
+    """Reference to a packed dataset of what must not be lost, made like the dataset; mixed into every step."""
+    replay_share: Later[float] = _SHARE
+    """Share of a step's learned tokens that are of --replay, in place of the dataset's; a budget moves it."""
+    forgetting_budget: Later[float] = 0.0
+    """By how much of itself the loss of held-out --replay text may rise over the base's (0.03: 3%), in bits per byte
+    likewise: replay and learning rate are steered by it, every --eval-steps. 0: they stay as they are."""
+    forgetting_base: Ref = ""
+    """Reference to an earlier training of the same course with the same --replay: the budget counts from where that one
+    counted from. Without it: from this training's own step 0."""
+    ema: Later[float] = 0.0
+    """Publish an average of the weights over the course in place of the last ones: what is kept of it in a step, at
+    most (0.999, say). 0: the last ones."""
+
     adapter: Ref = ""
     """Reference to an adapter to go on from; its LoRA shape is kept."""
     lora_r: int = 0
@@ -135,6 +153,16 @@ class TrainingOptions(StageOptions):
             ("lora_dropout", self.lora_dropout < 1, "a share below 1 is needed"),
             ("lora_targets", bool(self.targets) or not self.lora_targets, "name at least one layer"),
             ("embedding_rows", self.embedding_rows == "auto" or self.trains_embeddings or self.adapter, _NO_ROWS),
+            ("replay_share", self.replay_share < 1, "a share below 1 is needed"),
+            ("ema", self.ema < 1, "a share below 1 is needed"),
+            ("replay_share", self.replay or self.replay_share == _SHARE, _NOT_REPLAYED),
+            *((name, self.replay or not getattr(self, name), _NOT_REPLAYED) for name in _OF_REPLAY),
+            ("eval_steps", self.eval_steps or not self.forgetting_budget, _NOT_MEASURED),
+            (
+                "faithful",
+                not (self.faithful and self.replay),
+                "--replay is none of the recipe's; leave one of them out",
+            ),
             *(("lora_targets", False, f"{row} is trained by rows, not by LoRA; leave it out") for row in rows),
         ):
             if not holds:

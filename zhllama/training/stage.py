@@ -24,7 +24,7 @@ def run_training(options: TrainingOptions, opened: Inputs, out: ArtifactWriter) 
                 require_same_run(open_checkpoint(reference, option).manifest, run, option)
         # once a node, before its processes start: they find them there
         model = Checkpoint(inputs.model).artifact
-        given = [one for one in (model, inputs.dataset, inputs.adapter) if one is not None]
+        given = [one for one in (model, inputs.dataset, inputs.replay, inputs.adapter) if one is not None]
         require_room(given)
         for artifact in given:
             materialize(artifact, recheck=True)

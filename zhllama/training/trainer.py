@@ -6,13 +6,16 @@ Trainer's: its loss is divided by the labelled tokens of the whole step on all p
 the same course.
 """
 
+import itertools
 import logging
 import math
 import os
 import socket
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -21,13 +24,18 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from zhllama.data.packed import IGNORED, PackedDataset
 from zhllama.errors import InputError
+from zhllama.training.averaging import Average
+from zhllama.training.budget import Budget
 from zhllama.training.checkpointing import OVERFLOWED, CheckpointManager
 from zhllama.training.checkpoints import Run
 from zhllama.training.hardware import peak_tflops
 from zhllama.training.loopback import listen_on_loopback_alone
-from zhllama.training.metrics import History, MetricsCallback, flops_per_token
+from zhllama.training.metrics import History, MetricsCallback, flops_per_token, is_evaluation
 from zhllama.training.model import collate, trainable, trained_weights
 from zhllama.training.options import TrainingOptions, deepspeed_settings
+from zhllama.training.replay import Blocks, Replay, Replayed
+
+log = logging.getLogger("training")
 
 _AS_GIVEN = (
     "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay",
@@ -106,12 +114,30 @@ def training_arguments(options: TrainingOptions, work: Path, blocks: int, evalua
 
 
 class PackedTrainer(Trainer):
-    """A Trainer for what `packed` makes: our optimizer groups, an evaluation that gathers three numbers, and the
-    CheckpointManager's checkpoints."""
+    """A Trainer for what `packed` makes: our optimizer groups, an evaluation that gathers three numbers, replay and its
+    budget, and the CheckpointManager's checkpoints."""
 
-    def __init__(self, options: TrainingOptions, manager: CheckpointManager, **settings: Any) -> None:
-        super().__init__(data_collator=partial(collate, faithful=options.faithful), **settings)
-        self._options, self._manager = options, manager
+    def __init__(
+        self,
+        options: TrainingOptions,
+        manager: CheckpointManager,
+        held_out: Mapping[str, Blocks],
+        replayed: Replayed | None = None,
+        **settings: Any,
+    ) -> None:
+        """held_out: by the beginning of the names of what is measured on them: `eval`, `eval_replay`."""
+        collated = partial(collate, faithful=options.faithful)
+        evaluated: Any = next(iter(held_out.values()), None)
+        super().__init__(data_collator=collated, eval_dataset=evaluated, **settings)
+        self._options, self._manager, self._held_out = options, manager, held_out
+        self._bytes_per_label = replayed.bytes_per_label if replayed else 0.0
+        share = options.replay_share
+        blocks: Any = self.train_dataset
+        self._replay = Replay(replayed.blocks, blocks, collated, options.seed, share) if replayed else None
+        self._budget = Budget(options.forgetting_budget, share, replayed.base_loss) if replayed else None
+        self.kept: dict[str, Any] = {} if self._replay is None else {"replay": self._replay, "budget": self._budget}
+        """What a checkpoint carries besides, by name."""
+        self.average: Average | None = None
         manager.trainer = self
         self.add_callback(manager)
         # labels stand where they are predicted: nothing is left to be shifted
@@ -136,9 +162,32 @@ class PackedTrainer(Trainer):
         return self.optimizer
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Loss, perplexity and next-token accuracy over the held-out blocks, each once, on all processes. A cancel ends
-        it, without a figure, and the training with it."""
-        blocks: Any = self.eval_dataset
+        """Loss, perplexity and next-token accuracy over the held-out blocks, each once, on all processes, and what
+        replay comes to by it. A cancel ends it, without a figure, and the training with it."""
+        with nullcontext() if self.average is None else self.average.put_in():
+            # a cancel: the rest is not looked at
+            found = {name: self._sums_over(held_out) for name, held_out in self._held_out.items()}
+        if self._manager.stopping:
+            self._manager.stop()
+            return {}
+        metrics: dict[str, float] = {}
+        for name, sums in found.items():
+            if self.args.world_size > 1:
+                dist.all_reduce(sums)
+            loss, correct, count = sums.tolist()
+            mean = loss / max(count, 1)
+            if name == "eval":
+                # beyond 709.78 it is no number of 64 bits, and infinity none of JSON
+                perplexity, accuracy = math.exp(min(mean, 709.78)), correct / max(count, 1)
+                metrics |= {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": accuracy}
+            else:
+                metrics |= self._of_replay(mean)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _sums_over(self, blocks: Blocks) -> torch.Tensor:
+        """Of this process's part of the blocks: the sum of losses, right guesses, labels; float64 [3]."""
         model: Any = self.model
         was_training = self.model_wrapped.training
         self.model_wrapped.eval()
@@ -165,23 +214,48 @@ class PackedTrainer(Trainer):
                     found = model(**batch)
                 sums += torch.tensor([found["loss"], found["correct"], found["labels"]], dtype=torch.float64).to(sums)
         self.model_wrapped.train(was_training)
-        if self._manager.stopping:
-            self._manager.stop()
-            return {}
-        if self.args.world_size > 1:
-            dist.all_reduce(sums)
-        loss, correct, count = sums.tolist()
-        mean = loss / max(count, 1)
-        # beyond 709.78 it is no number of 64 bits, and infinity none of JSON
-        perplexity = math.exp(min(mean, 709.78))
-        metrics = {"eval_loss": mean, "eval_perplexity": perplexity, "eval_accuracy": correct / max(count, 1)}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return sums
+
+    def _of_replay(self, mean: float) -> dict[str, float]:
+        """What a loss of the held-out replay text comes to; with a budget, what it decides holds from here on."""
+        assert self._budget is not None
+        assert self._replay is not None
+        decision = self._budget.measured(mean)
+        self._replay.share = decision.share
+        found = {"eval_replay_loss": mean, "base_replay_loss": self._budget.base or mean}
+        if self._bytes_per_label:
+            found["eval_replay_bits_per_byte"] = mean / math.log(2) / self._bytes_per_label
+        if self._options.forgetting_budget:
+            steered = {"replay_share": decision.share, "rate_factor": decision.rate}
+            found |= {"budget_spent": decision.spent, **steered}
+        return found
+
+    def say_what_is_spent(self) -> None:
+        """Where the budget does not hold at the end."""
+        spent = self._budget.decision.spent if self._budget is not None else 0.0
+        if spent > 1 and self.is_world_process_zero():
+            said = f"the forgetting budget is exceeded, {spent:.0%} of {self._options.forgetting_budget:g} are spent"
+            log.warning("%s; give a lower --learning-rate, fewer --eval-steps or more --replay-share", said)
+
+    def _get_learning_rate(self) -> float:
+        rate: float = super()._get_learning_rate()
+        return rate if self._budget is None else rate * self._budget.decision.rate
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        if self._replay is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        self._replay.mix(batches, self.args.process_index, self.args.world_size)
+        return batches, self._get_num_items_in_batch(batches, device)
 
     # --- what the CheckpointManager has to know or decide -------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        if self._budget is not None and self._options.forgetting_budget:
+            # set anew each time: the scheduler writes there as well, but not after a step that was skipped
+            optimizer, scheduler = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
+            for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate * self._budget.decision.rate
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._manager.see_loss(loss)
         return loss
@@ -196,6 +270,9 @@ class PackedTrainer(Trainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if self._options.ema:
+            self.average = Average(self, self._options.ema)
+            self.add_callback(self.average)
         if self._manager.saved is not None:
             self._manager.saved.restore(self)
         return prepared
@@ -235,13 +312,14 @@ def train(
     arguments: TrainingArguments,
     model: nn.Module,
     blocks: PackedDataset,
-    held_out: PackedDataset | None,
+    held_out: Mapping[str, Blocks],
     run: Run,
     metrics_root: str | None = None,
+    replayed: Replayed | None = None,
 ) -> tuple[History, dict[str, torch.Tensor]]:
     """Trains `model` in place, from the newest checkpoint of the run if there is one: its course, and trained weights
-    by name (float32, on the CPU). All processes call it. metrics_root: where the metrics are put while it runs.
-    SystemExit(143) when asked to stop."""
+    by name (float32, on the CPU), or with --ema their average. All processes call it. held_out: as PackedTrainer has
+    them; metrics_root: where the metrics are put while it runs. SystemExit(143) when asked to stop."""
     manager = CheckpointManager(options, run, arguments)
     peak = options.peak_tflops or (peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else 0.0)
     facts, world = blocks.facts, arguments.world_size
@@ -249,16 +327,19 @@ def train(
     flops = flops_per_token(model, facts["learned"] / facts["tokens"])
     metrics = MetricsCallback(size * facts["tokens"] / facts["blocks"], flops, peak * 1e12 * world, metrics_root)
     trainer = PackedTrainer(
-        options, manager, model=model, args=arguments, train_dataset=blocks, eval_dataset=held_out, callbacks=[metrics]
+        options, manager, held_out, replayed, model=model, args=arguments, train_dataset=blocks, callbacks=[metrics]
     )
     trainer.remove_callback(PrinterCallback)
     resumed = manager.resume()
-    arguments.eval_on_start = held_out is not None and manager.evaluation_is_missing()
+    # what is forgotten is told from what was known
+    begins = resumed is None and "eval_replay" in held_out
+    arguments.eval_on_start = begins or (bool(held_out) and manager.evaluation_is_missing())
     with metrics:
         trainer.train(resume_from_checkpoint=resumed)
         lines = trainer.state.log_history
-        evaluated = any("eval_loss" in line and line["step"] == trainer.state.global_step for line in lines)
-        if held_out is not None and not evaluated and not manager.stopping:
+        evaluated = any(is_evaluation(line) and line["step"] == trainer.state.global_step for line in lines)
+        if held_out and not evaluated and not manager.stopping:
             trainer.evaluate()
         manager.over()
-    return History(lines), trained_weights(model)
+    trainer.say_what_is_spent()
+    return History(lines), trained_weights(model) if trainer.average is None else trainer.average.whole()

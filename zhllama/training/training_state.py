@@ -24,6 +24,7 @@ from zhllama.artifacts.reader import Artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
 from zhllama.training.checkpoints import (
+    AVERAGED,
     SHARED,
     TRAINER,
     VERSION_FACT,
@@ -107,6 +108,7 @@ def take(trainer: Any, buffers: Tensors) -> Part:
     # the Trainer's sum of losses since its last log line: with it, a line that spans a restart is the same
     loss = {"sum": float(trainer._tr_loss.item()), "total": float(trainer._total_loss_scalar)}
     own: Tree = {"random": random_state(), "loss": loss | {"logged": int(trainer._globalstep_last_logged)}}
+    shared |= {name: one.state() for name, one in trainer.kept.items()}
     with _partitioned(trainer):
         if trainer.is_deepspeed_enabled:
             own["optimizer"] = _of_engine(trainer.model_wrapped)
@@ -122,6 +124,11 @@ def take(trainer: Any, buffers: Tensors) -> Part:
             with GatheredParameters([parameter]):
                 if first:
                     weights[name] = parameter.detach().to("cpu", copy=True)
+    if trainer.average is not None:
+        shared["averaged_steps"] = trainer.average.steps
+        averages = trainer.average.whole() if first or trainer.is_deepspeed_enabled else {}
+        if first:
+            part.tensors[AVERAGED] = copied(averages, AVERAGED, buffers)
     if first:
         _add(part, SHARED, shared, buffers)
         part.tensors[WEIGHTS] = copied(weights, WEIGHTS, buffers)
@@ -222,6 +229,7 @@ class Saved:
         self._shared_places = document(f"{SHARED}.json")
         self._shared = _tensors(checkpoint, f"{SHARED}.safetensors", rank == 0)
         self._weights = _tensors(checkpoint, WEIGHTS, rank == 0)
+        self._averages = _tensors(checkpoint, AVERAGED, rank == 0) if AVERAGED in checkpoint else {}
         self._world, before = world, checkpoint.manifest.facts["world"]
         self._own: Tree = None
         if rank < before:
@@ -253,8 +261,12 @@ class Saved:
         trainer.lr_scheduler.load_state_dict(shared["scheduler"])
         if trainer.accelerator.scaler is not None and shared["scaler"] is not None:
             trainer.accelerator.scaler.load_state_dict(shared["scaler"])
+        for name, one in trainer.kept.items():
+            one.restore(shared[name])
+        if trainer.average is not None:
+            trainer.average.restore(shared["averaged_steps"], self._passed_on(self._averages))
         # a copy of the optimizer's state lives on in the optimizer: this one may go
-        self._shared, self._weights = {}, {}
+        self._shared, self._weights, self._averages = {}, {}, {}
         if self._own is not None:
             self._own.pop("optimizer", None)
 

@@ -36,10 +36,11 @@ from zhllama.tokenizer.effective_model import DESCRIBED
 from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.special_ids import special_ids
 from zhllama.tokenizer.vocabulary import TOKENIZER_FILES, Encoder, load_encoder
-from zhllama.training.checkpoints import TRAINER, WEIGHTS, Run, open_checkpoint
+from zhllama.training.checkpoints import AVERAGED, TRAINER, WEIGHTS, Run, open_checkpoint
 from zhllama.training.inputs import TrainingInputs, checked_inputs
 from zhllama.training.metrics import EVENTS, METRICS, History, size_of
 from zhllama.training.model import adapter_config_json, for_both_tables, read_back, trainable, trained_model
+from zhllama.training.replay import Blocks, Replayed
 from zhllama.training.trainer import precision_of, start_processes, train, training_arguments
 from zhllama.training.training_state import Tensors
 from zhllama.weights.adapter import SAFE
@@ -70,12 +71,26 @@ FIGURES = {
     "eval_loss": ("held-out loss", "{:.4f}"),
     "eval_perplexity": ("held-out perplexity", "{:,.4g}"),
     "eval_accuracy": ("next-token accuracy", "{:.2%}"),
+    "eval_replay_loss": ("loss of held-out replay text", "{:.4f}"),
+    "eval_replay_bits_per_byte": ("bits per byte of it", "{:.4f}"),
+    "base_replay_loss": ("its loss with the base", "{:.4f}"),
+    "budget_spent": ("of the forgetting budget, spent", "{:.1%}"),
+    "replay_share": ("replayed, of the learned tokens, last", "{:.1%}"),
     "tokens_per_second": ("tokens per second, last", "{:,.0f}"),
     "mfu": ("of the GPUs' peak (MFU), last", "{:.1%}"),
     "peak_memory_gb": ("peak memory of a process, GB", "{:.1f}"),
     "step": ("steps", "{:,.0f}"),
 }
 """Field of a line of metrics.jsonl → what the page calls it, and how it is written."""
+
+
+DECISIONS = {
+    "eval_replay_loss": ("loss of held-out replay text", "{:.4f}"),
+    "budget_spent": ("of the budget", "{:.0%}"),
+    "replay_share": ("replayed from here on", "{:.1%}"),
+    "rate_factor": ("of the learning rate", "{:.0%}"),
+}
+"""What the page says of the forgetting budget, evaluation by evaluation, likewise."""
 
 
 def run_worker(run: Run) -> None:
@@ -85,11 +100,16 @@ def run_worker(run: Run) -> None:
     opened.require_same(run.inputs)
     inputs = checked_inputs(options, opened)
     splits, blocks = inputs.dataset.manifest.facts["splits"], PackedDataset(inputs.dataset, TRAIN)
-    held_out = PackedDataset(inputs.dataset, VALIDATION) if VALIDATION in splits else None
+    held_out: dict[str, Blocks] = {}
+    if VALIDATION in splits:
+        held_out["eval"] = PackedDataset(inputs.dataset, VALIDATION)
+    replayed = None if inputs.replay is None else Replayed.of(inputs.replay, inputs.base_loss)
+    if replayed is not None and replayed.held_out is not None:
+        held_out["eval_replay"] = replayed.held_out
     # the Trainer's own small files on this node; removed after a success
     folder = cache_folder() / "training" / run.key
     start_processes(options)
-    arguments = training_arguments(options, folder, len(blocks), held_out is not None)
+    arguments = training_arguments(options, folder, len(blocks), bool(held_out))
     set_seed(options.seed)
     model = trained_model(options, inputs, getattr(torch, precision_of(options)))
     rank = int(os.environ.get("RANK", "0"))
@@ -102,7 +122,7 @@ def run_worker(run: Run) -> None:
         each = f"{threads} thread{'' if threads == 1 else 's'} each"
         log.info("training %s: %s, %s, %s, %s", sizes, processes, spread, precision_of(options), each)
     out = run.result_writer()
-    history, weights = train(options, arguments, model, blocks, held_out, run, metrics_root=out.root)
+    history, weights = train(options, arguments, model, blocks, held_out, run, out.root, replayed)
     if rank == 0:
         opened.require_unchanged()
         publish(out, inputs, model, history, weights)
@@ -117,7 +137,7 @@ def publish_checkpoint(run: Run, opened: Inputs, inputs: TrainingInputs) -> Mani
     options = run.options
     checkpoint = open_checkpoint(options.publish_checkpoint, "--publish-checkpoint")
     model = trained_model(options, inputs, torch.float32)
-    saved = Checkpoint(checkpoint, "the checkpoint", single=WEIGHTS)
+    saved = Checkpoint(checkpoint, "the checkpoint", single=AVERAGED if options.ema else WEIGHTS)
     weights = {name: saved.read(name).float() for name in saved.tensors}
     if weights.keys() != trainable(model).keys():
         raise InputError(f"--publish-checkpoint {options.publish_checkpoint}: its weights are none of this training's")
@@ -239,11 +259,22 @@ def loss_report(title: str, lines: Sequence[Mapping[str, float]], summary: str) 
         losses = {name: line[name] for name in ("loss", "eval_loss") if math.isfinite(line.get(name, math.nan))}
         if losses:
             points.append({"step": line["step"], "loss": None, "eval_loss": None, **losses})
+    drawn = [curves({"label": "loss per token, in nats", "points": points})] if points else []
+    replayed = [line for line in lines if math.isfinite(line.get("eval_replay_loss", math.nan))]
+    if replayed:
+        shown = [{"step": line["step"], "loss": None, "eval_loss": line["eval_replay_loss"]} for line in replayed]
+        drawn.append(curves({"label": "loss per token of held-out replay text", "points": shown}))
     last = {name: value for line in lines for name, value in line.items()}
     return render(
         Path(__file__).with_name("loss_report.html"),
         title=title,
         summary=summary,
-        curves=[curves({"label": "loss per token, in nats", "points": points})] if points else [],
+        curves=drawn,
+        decisions=[
+            (f"{line['step']:,}", *(form.format(line[name]) for name, (_, form) in DECISIONS.items()))
+            for line in replayed
+            if "budget_spent" in line
+        ],
+        decided=[text for text, _ in DECISIONS.values()],
         rows=[(text, form.format(last[name])) for name, (text, form) in FIGURES.items() if name in last],
     )

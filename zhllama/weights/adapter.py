@@ -2,8 +2,9 @@
 
 W += (alpha/r) · B·A, the product in float32, the sum rounded to the base's dtype: peft's merge_and_unload to the bit. A
 tensor in modules_to_save (or saved beside its update) replaces the base's first; trained token rows replace those rows.
-All of it is done for some rows at a time. One reader for whoever merges, asks or trains on: peft's own loader takes no
-notice of names that it does not know, and the model answers as if there were no adapter.
+With a `scale` that is not 1, W + scale · (what W would become − W): half of what was trained, say; of LoRA that is
+peft's scale_layer. All of it is done for some rows at a time. One reader for whoever merges, asks or trains
+on: peft's own loader takes no notice of names that it does not know, and the model answers as if there were no adapter.
 """
 
 import logging
@@ -24,6 +25,7 @@ from zhllama.weights.torch_zip import PthFile, is_zip, load_tensors
 if TYPE_CHECKING:
     import torch
 
+    from zhllama.weights.tensors import Room
 
 log = logging.getLogger("adapter")
 
@@ -53,7 +55,7 @@ class Update(NamedTuple):
     b: str
     embedding: bool
     scale: float
-    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA."""
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA, times the adapter's own."""
     shape: tuple[int, ...]
     """Of the base's tensor."""
 
@@ -63,8 +65,8 @@ class Adapter:
     tensors: `updates`; `replaced`, the key of what comes in its place; `tokens`, the key of trained rows (n, width),
     and which n rows they replace. `stored`: key → what has the `shape` of an adapter's tensor."""
 
-    def __init__(self, artifact: Artifact, option: str) -> None:
-        self.artifact = artifact
+    def __init__(self, artifact: Artifact, option: str, scale: float = 1.0) -> None:
+        self.artifact, self.scale = artifact, scale
         self.config = AdapterConfig(artifact, option)
         self.where = self.config.where
         file = _opened(artifact, option)
@@ -217,7 +219,7 @@ class Adapter:
                 "another adapter"
             )
         shape = (a[1], b[0]) if embedding else (b[0], a[1])
-        return Update(parts[f"{kind}A"], parts[f"{kind}B"], embedding, self.config.scale_of(module), shape)
+        return Update(parts[f"{kind}A"], parts[f"{kind}B"], embedding, self.config.scale_of(module) * self.scale, shape)
 
 
 class Change:
@@ -233,9 +235,25 @@ class Change:
         """Whether row `first` comes in the place of the model's."""
         return self.replaced is not None and first < self.adapter.stored[self.replaced].shape[0]
 
-    def apply(self, first: int, rows: "torch.Tensor", values: "torch.Tensor", product: "torch.Tensor") -> None:
+    def brought(self, first: int, count: int, room: "Room | None" = None) -> "torch.Tensor | None":
+        """The rows that come in the place of these; as Checkpoint.read."""
+        return self.adapter.read(self.replaced, first, count, room) if self.brings(first) else None
+
+    def apply(
+        self,
+        first: int,
+        rows: "torch.Tensor",
+        values: "torch.Tensor",
+        product: "torch.Tensor",
+        brought: "torch.Tensor | None" = None,
+    ) -> None:
         """Changes the rows from `first` on in their place, in the model's dtype. values: the same rows in float32.
-        product: room for as many elements in float32."""
+        product: room for as many elements in float32. brought: what an adapter with a scale has in their place; without
+        one, `rows` are that already."""
+        before = values
+        if brought is not None:
+            values = towards(before, brought, self.adapter.scale)
+            rows.copy_(values)
         if self._update is not None:
             self._add_product(self._update, first, rows, values, product)
         if self._tokens is not None:
@@ -243,8 +261,11 @@ class Change:
             places = [(place, row - first) for place, row in enumerate(tokens) if first <= row < first + rows.shape[0]]
             if places:
                 lowest, highest = places[0][0], places[-1][0]
-                trained = self.adapter.read(key, lowest, highest + 1 - lowest).to(rows.dtype)
-                rows[[row for _, row in places]] = trained[[place - lowest for place, _ in places]]
+                trained = self.adapter.read(key, lowest, highest + 1 - lowest)[[place - lowest for place, _ in places]]
+                at = [row for _, row in places]
+                if self.adapter.scale != 1:
+                    trained = towards(before[at], trained, self.adapter.scale)
+                rows[at] = trained.to(rows.dtype)
 
     def _add_product(
         self, update: Update, first: int, rows: "torch.Tensor", values: "torch.Tensor", product: "torch.Tensor"
@@ -266,6 +287,11 @@ class Change:
             rows.copy_(torch.add(values, product, alpha=update.scale, out=product))
         else:
             rows.copy_(product.mul_(update.scale).add_(values))
+
+
+def towards(before: "torch.Tensor", trained: "torch.Tensor", scale: float) -> "torch.Tensor":
+    """before + scale · (trained − before), computed in float32."""
+    return (trained.float() - before).mul_(scale).add_(before)
 
 
 def _unwrapped(key: str) -> str:

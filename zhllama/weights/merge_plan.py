@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from zhllama.artifacts.manifest import digest_of
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.models.architecture import EMBEDDING
@@ -44,10 +45,12 @@ class MergePlan:
     lineage: list[str]
 
 
-def plan_merge(model: Artifact, checkpoint: Checkpoint, given: Sequence[Artifact], names: Sequence[str]) -> MergePlan:
+def plan_merge(
+    model: Artifact, checkpoint: Checkpoint, given: Sequence[Artifact], names: Sequence[str], scale: float = 1.0
+) -> MergePlan:
     """The tensors of `checkpoint` that must be written are put right (ties.settle). names: what the user calls each
-    adapter. InputError for adapters that do not fit the model, or one another."""
-    adapters = [Adapter(one.require_kind("adapter", option="--adapters"), "--adapters") for one in given]
+    adapter. scale: of what each changes. InputError for adapters that do not fit the model, or one another."""
+    adapters = [Adapter(one.require_kind("adapter", option="--adapters"), "--adapters", scale) for one in given]
     tied = settle(checkpoint, adapters)
     first = rows = checkpoint.info(EMBEDDING).shape[0]
     shapes: Mapping[str, Shape] = {name: info.shape for name, info in checkpoint.tensors.items()}
@@ -71,6 +74,10 @@ def plan_merge(model: Artifact, checkpoint: Checkpoint, given: Sequence[Artifact
         named.append(Step(name, artifact.digest, vocabulary, rows_in, trained, pieces, weights, verified))
         known = (known or trained is not None) and verified
     lineage = require_fit(model, vocabularies[0], first, named)
+    if scale != 1:
+        # what an adapter was trained on is the model with the whole of those before it
+        before = len(lineage) - len(named)
+        lineage = [*lineage[:before], *(digest_of([digest, scale]) for digest in lineage[before:])]
     for adapter, vocabulary in zip(adapters, vocabularies[1:]):
         shapes = adapter.fitted(shapes, model.root, vocabulary.size if vocabulary else None)
     last = next((found for found in reversed(vocabularies) if found is not None), None)

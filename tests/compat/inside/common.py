@@ -31,7 +31,9 @@ def attempt(what: str, try_it: Callable[..., dict[str, Any]], of: str, *more: An
     Returned are some of `ids`, `chats` (lists of ids); of each of `texts`, `logits` (positions × words) or `next` (log
     probabilities after its end); of a greedy answer to each of CHATS, `answers` (ids), `spoken` (text), `chosen` (log
     probabilities of what was said); `likelihood` (a list of one list: of lines after their first HEAD signs, where none
-    is white space); `precision`; and `saved` (a folder), `kind` ("model", "adapter"), `base` (what an adapter is for).
+    is white space); `precision`; of a merge `tensors` (how many are ours to the bit, how many there are, the greatest
+    difference as a share of its tensor's greatest weight); `saved` (a folder), `kind` ("model", "adapter"), `base`
+    (what an adapter is for).
     """
     try:
         found = try_it(of, *more)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.evaluate.page import change, exam_bars, headlines, ratio, render
-from zhllama.stage.report_figures import task_rows
+from zhllama.stage.report_figures import fact_rows, task_rows
 from zhllama.stage.report_page import averaged, curves, ticks
 
 
@@ -170,6 +170,54 @@ def test_exams_and_tasks_are_shown_for_every_model(report: dict[str, Any]) -> No
     assert asked.chance == 25
     assert shown == [("xnli_zh, acc", [0.5, 0.75])]
     assert "perplexity, Chinese" in read(render(report, 96)).text
+
+
+def test_what_a_model_knows_and_what_it_lost_are_shown_side_by_side(report: dict[str, Any]) -> None:
+    assert "What it can still do" not in render(report, 96)
+    for model, right in zip(report["models"], (4, 3)):
+        known = (
+            {"known": None, "kept": None, "kept_share": None}
+            if right == 4
+            else {"known": 4, "kept": 3, "kept_share": 0.75}
+        )
+        figures = {
+            "items": 5,
+            "right": right,
+            "accuracy": right / 5,
+            "margin": 0.3,
+            "in_language": 1.0,
+            "distinct": 0.4,
+        }
+        model |= {"facts": {"zh": None, "en": figures | known}, "repetition": 0.125}
+    report["questions"] = [
+        {"language": "en", "question": f"Which {n}?", "answer": "this", "right": labels,
+         "answers": {"base": "this", "adapted": "<i>that"}}
+        for n, labels in enumerate((["base", "adapted"], ["base"], ["adapted"], []))
+    ]  # fmt: skip
+    page = render(report, 96)
+    text = read(page).text
+    assert "What base knows and adapted does not say" in text
+    assert [n for n in range(4) if f"Which {n}?" in text] == [1]
+    assert "&lt;i&gt;that" in page
+    rows = {name: values for name, _, values in fact_rows(report["models"])}
+    assert rows["facts right, English"] == [4, 3]
+    assert rows["  of the base's, kept"] == [None, 0.75]
+    assert rows["repetition"] == [0.125, 0.125]
+    assert "75.0%" in text
+
+
+@pytest.mark.parametrize("holds", [True, False, None])
+def test_requirements_are_shown_with_what_came_of_them(report: dict[str, Any], holds: bool | None) -> None:
+    assert "Requirements" not in render(report, 96)
+    value = None if holds is None else 0.75
+    report["requirements"] = [
+        {"requirement": "accuracy>=0.7", "figure": "accuracy", "value": value, "comparison": ">=", "bound": 0.7,
+         "number": 0.7, "label": None, "holds": holds}
+    ]  # fmt: skip
+    text = "".join(read(render(report, 96)).text.split())
+    said = {True: "0.75000.7000yes", False: "0.75000.7000no", None: "–0.7000notmeasured"}[holds]
+    assert f"accuracy>=0.7{said}" in text
+    assert ("therunendshere" in text) is (holds is False)
 
 
 def test_curves_span_their_box(report: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Instruction tuning: answers alone are learnt, an adapter is continued in its own shape, embeddings only when told."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -10,8 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from components.finetune.options import Finetune
+from components.prepare_dataset.options import PrepareDataset
+from components.prepare_dataset.preparer import prepare_dataset
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.open import open_artifact
+from zhllama.data.packed import HELD_OUT_TEXT
 from zhllama.errors import InputError
 from zhllama.stage.run import run_stage
 from zhllama.training.stage import run_training as finetune
@@ -60,6 +64,38 @@ def test_answers_are_learnt(tune):
     assert manifest.metrics["eval_loss"] < 0.6 * manifest.metrics["first_loss"]
     assert manifest.metrics["eval_accuracy"] > 0.5
     assert manifest.facts["summary"].endswith("in 40 steps")
+
+
+@pytest.fixture
+def english(tiny_model, english_text, tmp_path) -> str:
+    """The reference of English text in blocks of 64, a fifth of it held out."""
+    (tmp_path / "english.txt").write_text("\n".join(english_text[:200]))
+    given = {"tokenizer": tiny_model, "text": str(tmp_path / "english.txt"), "store": str(tmp_path / "english")}
+    return run_stage(PrepareDataset(**given, block_size=64, validation_fraction=0.2), prepare_dataset).reference
+
+
+@pytest.mark.slow
+def test_text_is_replayed_beside_instructions_and_measured_in_bits_per_byte(tune, english):
+    replayed, measured = (tune(replay=english, replay_share=share).metrics for share in (0.5, 0.0))
+    assert replayed["base_replay_loss"] == measured["base_replay_loss"]
+    assert replayed["eval_replay_loss"] < measured["eval_replay_loss"]
+    dataset = open_artifact(english)
+    size = sum(len(json.loads(line)["text"].encode()) for line in dataset.read(HELD_OUT_TEXT).splitlines())
+    labels = dataset.manifest.facts["splits"]["validation"]["learned"]
+    bits = replayed["eval_replay_loss"] * labels / math.log(2) / size
+    assert replayed["eval_replay_bits_per_byte"] == pytest.approx(bits)
+
+
+@pytest.mark.slow
+def test_a_training_counts_its_budget_from_where_the_one_before_did(tune, english):
+    steered = {"replay": english, "forgetting_budget": 0.03, "eval_steps": 10}
+    first = tune(**steered)
+    second = tune(**steered, adapter=first.reference, forgetting_base=first.reference)
+    assert second.metrics["base_replay_loss"] == first.metrics["base_replay_loss"]
+    lines = [json.loads(line) for line in open_artifact(second.reference).read("metrics.jsonl").splitlines()]
+    begins = lines[0]["eval_replay_loss"] / lines[0]["base_replay_loss"] - 1
+    assert lines[0]["budget_spent"] == pytest.approx(begins / 0.03)
+    assert begins != 0
 
 
 @pytest.mark.parametrize("embeddings", [False, True])

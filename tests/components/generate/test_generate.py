@@ -18,7 +18,11 @@ from components.generate import journal
 from components.generate.generate import SAMPLES, answer_into_file, generate, questions, read_questions
 from components.generate.journal import file_journal
 from components.generate.options import Generate
+from components.generate.replay import fault
+from components.prepare_dataset.options import PrepareDataset
+from components.prepare_dataset.preparer import prepare_dataset
 from zhllama.artifacts.open import open_artifact
+from zhllama.data.corpus import read_documents
 from zhllama.errors import InputError
 from zhllama.stage.command_line import parse
 from zhllama.stage.inputs import Inputs
@@ -319,3 +323,68 @@ def test_a_prompt_longer_than_the_context_is_named(tiny_model: str, tmp_path: Pa
     config: Any = Generate(store=str(tmp_path / "store"), model=tiny_model, input=str(tmp_path / "asked.txt"))
     with pytest.raises(InputError, match=r"--input .*: item 2: \d+ tokens, and the model has 2048 positions"):
         run_stage(config, generate)
+
+
+# --- what a training is not to lose -----------------------------------------------------------------------------------
+
+ENGLISH = "The ship lay at anchor in the bay while seven men rowed ashore to look for water, wood and a way inland."
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (ENGLISH, ""),
+        (ENGLISH[:80], "too short"),
+        ("  " + ENGLISH[:80] + "\n" * 40, "too short"),
+        ("the same words " * 40, "repeats itself"),
+        (ENGLISH + "".join(chr(0x4E00 + number) for number in range(60)), "Chinese"),
+        (ENGLISH + "\ufffd\x00\x01\x07", "no text"),
+    ],
+)
+def test_a_document_is_left_out_for_a_reason(text: str, why: str) -> None:
+    assert fault(text) == why
+
+
+def test_the_model_writes_text_that_is_packed_and_the_same_every_time(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a model that was never trained writes no text
+    monkeypatch.setattr("components.generate.replay.fault", lambda text: "too short" if len(text) < 8 else "")
+    (tmp_path / "seeds.txt").write_text("The ship\nSeven men\n")
+    given = {"model": tiny_model, "replay_documents": 9, "max_new_tokens": 12, "input": str(tmp_path / "seeds.txt")}
+    made, again = (run_stage(Generate(store=str(tmp_path / name), **given), generate) for name in ("one", "other"))
+    assert made.digest == again.digest
+    texts = [*read_documents(open_artifact(made.reference))]
+    assert [text.split(" ")[0] for text in texts] == ["The", "Seven"] * 4 + ["The"]
+    assert len(set(texts)) == made.facts["documents"] == 9
+    assert not list((tmp_path / "one").glob("generate/*/.answers/*"))
+    packing = PrepareDataset(
+        store=str(tmp_path / "packed"),
+        tokenizer=tiny_model,
+        text=made.reference,
+        block_size=32,
+        validation_fraction=0.3,
+    )
+    assert run_stage(packing, prepare_dataset).kind == "packed-dataset"
+
+
+def test_a_model_that_writes_nothing_of_use_ends_it(tiny_model: str, tmp_path: Path) -> None:
+    config = Generate(store=str(tmp_path), model=tiny_model, replay_documents=2, max_new_tokens=4)
+    with pytest.raises(InputError, match=r"of 2 documents none can be replayed \(2 too short\); give --input"):
+        run_stage(config, generate)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"store": ""}, "--replay-documents needs a --store"),
+        ({"prompt": "x"}, "--prompt is for what --replay-documents is not"),
+        ({"temperature": 0.7}, "--temperature: what is replayed is drawn as it comes"),
+        ({"with_prompt": False}, "--with-prompt: what is replayed"),
+        ({"replay_documents": -1}, "--replay-documents is -1; it must be 1 or more"),
+    ],
+)
+def test_what_does_not_go_with_replay_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Generate(**{"model": "m", "store": "s", "replay_documents": 5, **options})

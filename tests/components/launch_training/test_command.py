@@ -25,6 +25,15 @@ def test_the_command_is_the_trainings_own():
     assert command_line("sft", arguments(stage="sft"))[2] == "components.finetune"
 
 
+def test_what_is_replayed_is_an_input_of_the_launcher():
+    config = LaunchTraining(stage="lora", **PATHS, replay="s3://bucket/r", forgetting_base="s3://bucket/b")
+    words = config.training_arguments("/out")
+    assert words[words.index("--replay") + 1] == "s3://bucket/r"
+    assert words[words.index("--forgetting-base") + 1] == "s3://bucket/b"
+    with pytest.raises(InputError, match="training option --replay: it is launch_training's --replay; leave it out"):
+        arguments("--replay", "s3://bucket/r")
+
+
 def test_what_kfp_leaves_empty_is_not_given():
     given = arguments("--max-steps", "", "--lora-r", "4", "--lora-alpha", "", "--deepspeed=")
     assert given[-2:] == ["--lora-r", "4"]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from components.merge_adapters import proof, stream
+from components.merge_adapters import proof
 from components.merge_adapters.merger import merge_adapters
 from components.merge_adapters.options import MergeAdapters
 from tests.folders import add_folder
@@ -29,6 +29,7 @@ from zhllama.stage.run import run_stage
 from zhllama.tokenizer.prompt import RECIPE
 from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.vocabulary import load_encoder
+from zhllama.weights import stream
 from zhllama.weights.adapter import Adapter
 from zhllama.weights.safetensors_io import Checkpoint
 
@@ -155,12 +156,12 @@ def test_parts_of_a_tensor_have_the_bits_of_the_whole(tmp_path, tiny_model, make
 def test_memory_does_not_grow_with_the_number_of_spans(tmp_path, tiny_model, make_adapter, monkeypatch):
     pools = []
 
-    class Counted(stream._Pool):
+    class Counted(stream.Pool):
         def __init__(self, least: int) -> None:
             super().__init__(least)
             pools.append(self)
 
-    monkeypatch.setattr(stream, "_Pool", Counted)
+    monkeypatch.setattr(stream, "Pool", Counted)
     monkeypatch.setattr(stream, "SPAN", 64 * 64)
     merge(tmp_path, tiny_model, make_adapter(1, modules_to_save=MODULES))
     spans, tiles = (len(pool._free) for pool in pools)
@@ -171,7 +172,7 @@ def test_memory_does_not_grow_with_the_number_of_spans(tmp_path, tiny_model, mak
 
 @given(st.integers(0, 300), st.integers(1, 1000), st.integers(1, 5000))
 def test_parts_cover_every_row_once_and_none_is_small(begin, rows, width):
-    parts = stream._parts(begin, begin + rows, (begin + rows, width), stream.TILE)
+    parts = stream.parts(begin, begin + rows, (begin + rows, width), stream.TILE)
     assert [row for first, last in parts for row in range(first, last)] == list(range(begin, begin + rows))
     assert min(last - first for first, last in parts) >= min(rows, stream.FEWEST_ROWS)
 

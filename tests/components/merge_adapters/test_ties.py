@@ -11,12 +11,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from components.merge_adapters import stream
 from tests.components.merge_adapters.conftest import randomise
 from tests.components.merge_adapters.test_merger import merge, tensors_of
 from zhllama.artifacts.open import open_artifact
 from zhllama.errors import InputError
 from zhllama.inference.load import load_model
+from zhllama.weights import stream
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROWS = [799, 3, 500]

@@ -143,7 +143,7 @@ def measured(case: Case) -> int:
             made = model.trained_model(options, inputs, getattr(torch, trainer.precision_of(options)))
             run = Run(folder, case.stage, "key", {}, {})
             with mock.patch.object(trainer, "trained_weights", note):
-                trainer.train(options, arguments, made, blocks, None, run)
+                trainer.train(options, arguments, made, blocks, {}, run)
     return peak
 
 

@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 
+from zhllama.artifacts.manifest import Input
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.data.packed import KIND
+from zhllama.errors import InputError
+from zhllama.stage.inputs import Inputs
+from zhllama.training.inputs import checked_inputs
+from zhllama.training.options import PretrainOptions
 
 
 def changed(reference: str, store: Path, name: str, **changes: Any) -> str:
@@ -136,6 +141,66 @@ def test_a_model_whose_settings_are_none(said, tiny_model, tmp_path):
 @pytest.mark.parametrize(("option", "needed"), [("dataset", KIND), ("adapter", "adapter")])
 def test_a_model_where_something_else_is_needed(option, needed, said, tiny_model):
     assert f"this is of kind hf-model; {needed} is needed" in said(**{option: tiny_model})
+
+
+# --- replay -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"facts": {"block_size": 32}}, "blocks of 32 tokens, and the dataset's have 64; prepare it with --block-size"),
+        ({"facts": {"splits": {}}}, "no blocks to train on in it"),
+        ({"facts": {"splits": {"train": {"columns": 2}}}}, "nothing of it is held out to measure --forgetting-budget"),
+        ({"facts": {"prompt": "alpaca-newline"}}, "its items ask otherwise than the dataset's"),
+    ],
+)
+def test_what_cannot_be_replayed(changes, words, tiny_model, packed_text, tmp_path):
+    replay = changed(packed_text, tmp_path, "replay", **changes)
+    given = {"store": "s", "model": tiny_model, "dataset": packed_text}
+    options = PretrainOptions(**given, stage="lora", replay=replay, forgetting_budget=0.03)
+    with pytest.raises(InputError, match=f"--replay .*{words}"):
+        checked_inputs(options, Inputs(options))
+
+
+def test_replay_of_another_tokenizer(said, packed_text, tmp_path):
+    replay = changed(packed_text, tmp_path, "foreign-replay", vocabulary=foreign(packed_text))
+    line = said(replay=replay)
+    assert "--replay" in line
+    assert "foreign the second where they must be equal" in line
+
+
+@pytest.mark.parametrize(
+    ("replayed", "figures", "words"),
+    [
+        (None, {}, "it was trained without --replay"),
+        ("0" * 64, {}, "it was trained with another --replay"),
+        ("", {}, "it names no base_replay_loss"),
+        ("", {"base_replay_loss": 2.5}, ""),
+    ],
+)
+def test_an_earlier_training_that_the_budget_counts_from(replayed, figures, words, tiny_model, packed_text, tmp_path):
+    digest = open_artifact(packed_text).digest
+    before = {} if replayed is None else {"replay": Input("r", replayed or digest)}
+    out = ArtifactWriter(str(tmp_path / "before"), "pretrain", "key", {}, before)
+    out.add_json("adapter_config.json", {})
+    out.metrics |= figures
+    base = out.publish("adapter").reference
+    given = {"store": "s", "model": tiny_model, "dataset": packed_text, "replay": packed_text}
+    options = PretrainOptions(**given, stage="lora", forgetting_base=base, forgetting_budget=0.03)
+    if not words:
+        assert checked_inputs(options, Inputs(options)).base_loss == 2.5
+        return
+    with pytest.raises(InputError, match=f"--forgetting-base .*{words}"):
+        checked_inputs(options, Inputs(options))
+
+
+def test_no_average_is_kept_of_weights_in_parts(tiny_model, packed_text):
+    options = PretrainOptions(
+        store="s", model=tiny_model, dataset=packed_text, stage="lora", ema=0.9, deepspeed="zero3"
+    )
+    with pytest.raises(InputError, match=r"--ema 0.9: under ZeRO-3 .* give --deepspeed zero2 or none"):
+        checked_inputs(options, Inputs(options))
 
 
 def test_an_empty_dataset(said, tiny_model, tmp_path):

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from components.merge_adapters.merger import merge_adapters
 from components.merge_adapters.options import MergeAdapters
@@ -70,6 +72,34 @@ def test_killed_at_random_moments_it_ends_with_the_losses_of_an_uninterrupted_ru
     assert losses(f"{s3_store}/killed") == losses(f"{s3_store}/whole")
     assert weights(f"{s3_store}/killed") == weights(f"{s3_store}/whole")
     assert len(losses(f"{s3_store}/whole")) == STEPS + 3
+
+
+STEERED = {"max_steps": 8, "save_steps": 2, "eval_steps": 2, "replay_share": 0.3, "forgetting_budget": 0.05, "ema": 0.9}
+
+
+@pytest.mark.slowest
+@pytest.mark.parametrize("backend", ["none", "zero2"])
+def test_killed_it_ends_with_the_replay_the_decisions_and_the_average_of_one_that_was_not(
+    backend, tiny, train, tmp_path
+):
+    options = {**STEERED, "deepspeed": backend, "replay": tiny.dataset}
+    assert train(str(tmp_path / "whole"), **options).end() == 0
+    killed = train(str(tmp_path / "killed"), **options)
+    assert killed.wait_for("is complete")
+    killed.kill("all")
+    assert killed.end() != 0
+    again = train(str(tmp_path / "killed"), **options)
+    assert again.end() == 0, again.said
+    assert "going on from step" in again.said
+    assert course(tmp_path / "killed") == course(tmp_path / "whole")
+
+
+def course(store: Path) -> tuple[list[dict[str, float]], str]:
+    """The lines of the one training of a store, without what a clock told, and the digest of its adapter."""
+    (path,) = store.glob("pretrain/*/metrics.jsonl")
+    timed = ("time", "tokens_per_second", "peak_memory_gb")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in timed} for line in lines], weights(str(store))
 
 
 # --- SIGTERM ----------------------------------------------------------------------------------------------------------
@@ -207,6 +237,27 @@ def test_a_checkpoint_can_be_published_and_merged(pretrained, zero_2, tiny, tmp_
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, oldest.facts["step"] + 1))
     merging = MergeAdapters(store=str(tmp_path / "merged"), model=tiny.model, adapters=adapter.reference)
     assert run_stage(merging, merge_adapters).kind == "hf-model"
+
+
+@pytest.mark.slow
+def test_replay_decisions_and_average_go_on_from_a_checkpoint_which_publishes_its_average(pretrained, tiny, tmp_path):
+    """In one process: the quick one beside the kills above."""
+    options = {**STEERED, "replay": tiny.dataset, "deepspeed": "none"}
+    made = pretrained(**options)
+    first = course(tmp_path / "store")
+    assert {"replay_share", "rate_factor", "budget_spent"} <= first[0][-1].keys()
+    oldest, *newer = kept(tmp_path / "store")
+    for manifest in newer:
+        storage.delete_all(manifest.root)
+    storage.delete_all(made.root)
+    pretrained(**options)
+    assert course(tmp_path / "store") == first
+    published = pretrained(**options, publish_checkpoint=oldest.reference)
+    saved = load_file(f"{oldest.root}/averaged.safetensors")
+    adapter = load_file(f"{published.root}/adapter_model.safetensors")
+    assert all(
+        torch.equal(adapter[name.replace(".default", "")], saved[name].half()) for name in saved if "lora" in name
+    )
 
 
 @pytest.mark.slow

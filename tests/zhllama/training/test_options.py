@@ -6,6 +6,7 @@ import re
 import pytest
 
 from zhllama.errors import InputError
+from zhllama.stage.options import configuration_of
 from zhllama.training.options import (
     FinetuneOptions,
     PretrainOptions,
@@ -33,6 +34,14 @@ PATHS = {"store": "s", "model": "m", "dataset": "d"}
         ({"peak_tflops": -1.0}, "--peak-tflops -1.0"),
         ({"save_steps": -1}, "--save-steps -1"),
         ({"seed": -1}, "--seed -1"),
+        ({"replay": "r", "replay_share": 1.0}, "--replay-share 1.0: a share below 1 is needed"),
+        ({"replay": "r", "replay_share": -0.1}, "--replay-share -0.1: a number of at least 0 is needed"),
+        ({"replay_share": 0.2}, "--replay-share 0.2: there is no replay text to do it with; give --replay"),
+        ({"forgetting_budget": 0.03}, "--forgetting-budget 0.03: there is no replay text"),
+        ({"forgetting_base": "b"}, "--forgetting-base b: there is no replay text"),
+        ({"replay": "r", "forgetting_budget": 0.03, "eval_steps": 0}, "--eval-steps 0: a number above 0 is needed to"),
+        ({"replay": "r", "faithful": True}, "--faithful True: --replay is none of the recipe's"),
+        ({"ema": 1.0}, "--ema 1.0: a share below 1 is needed"),
         ({"seed": 2**32}, "--seed 4294967296: a number from 0 to 4294967295 is needed"),
         ({"deepspeed": "zero9"}, "--deepspeed zero9: no such file; give a JSON file, zero2, zero2_offload"),
     ],
@@ -40,6 +49,11 @@ PATHS = {"store": "s", "model": "m", "dataset": "d"}
 def test_a_wrong_option_is_named(options, said):
     with pytest.raises(InputError, match=said):
         PretrainOptions(**{"stage": "lora", **PATHS, **options})
+
+
+def test_what_is_not_replayed_or_averaged_leaves_the_key_as_it_was():
+    kept = configuration_of(PretrainOptions(**PATHS, stage="lora"))
+    assert kept.keys().isdisjoint({"replay", "replay_share", "forgetting_budget", "forgetting_base", "ema"})
 
 
 def test_instruction_tuning_has_the_recipes_defaults():

@@ -48,3 +48,12 @@ def test_a_loss_that_is_no_number_leaves_a_gap_and_a_point_alone_is_a_dot():
 
 def test_without_a_loss_there_is_no_curve():
     assert "<polyline" not in loss_report("t", [], "s")
+
+
+def test_the_page_tells_each_decision_of_the_forgetting_budget():
+    steered = {"base_replay_loss": 2.0, "budget_spent": 0.5, "replay_share": 0.515, "rate_factor": 0.9}
+    page = loss_report("t", [*LINES, {"step": 1200, "eval_replay_loss": 2.03, **steered}], "s")
+    assert page.count("<polyline") == 3
+    row = "".join(re.findall(r"<td>1,200</td><td>.*", page))
+    assert row == "<td>1,200</td><td>2.0300</td><td>50%</td><td>51.5%</td><td>90%</td></tr>"
+    assert "forgetting" not in loss_report("t", LINES, "s")
