@@ -13,12 +13,14 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from components.evaluate.answers import repetition, say
 from components.evaluate.facts import TOKENS, figures_of, is_right
 from components.evaluate.figures import TEXT_FIGURES, metrics_of, summary
 from components.evaluate.figures import figures_of as measured_of
+from components.evaluate.front import choose, measure_front, plan_front
 from components.evaluate.held_out import LANGUAGES, HeldOut, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
 from components.evaluate.page import render
@@ -64,7 +66,10 @@ def evaluate(config: Evaluate, inputs: Inputs, out: ArtifactWriter) -> Manifest:
             log.info("these models are measured already, and are judged: %s", figures.reference)
         report = dict(value_of(open_artifact(figures.reference).read("report.json")))
         labels, measured = labels_of(config), [measured_of(model) for model in report["models"]]
-        report["requirements"] = judge(parse_requirements(config.require), labels, measured)
+        requirements = parse_requirements(config.require)
+        report["requirements"] = judge(requirements, labels, measured)
+        if "front" in report:
+            report["front"] = choose(report["front"], requirements, labels, measured)
     manifest = publish(report, out)
     if sys.stdout.isatty():
         terminal.console().print(figures_table("Held-out figures", report["models"]))
@@ -92,6 +97,7 @@ def measured_report(config: Evaluate, inputs: Inputs) -> dict[str, Any]:
         [f"{exam.name}_{shots}_shots" for exam in held_out.exams for shots in shots_of(config.shots)],
         split(config.lm_eval),
     )
+    plan = plan_front(artifacts[-1], artifacts[0]) if config.front else None
 
     models: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = [
@@ -122,7 +128,10 @@ def measured_report(config: Evaluate, inputs: Inputs) -> dict[str, Any]:
             models[-1] |= facts_of(held_out, found, known)
         if known is None and len(artifacts) > 1:
             known = right
-    more = {"questions": questions} if questions else {}
+    more: dict[str, Any] = {"questions": questions} if questions else {}
+    if plan is not None:
+        ends = [model["bits_per_byte"] for model in (models[-1], models[0])]
+        more["front"] = measure_front(plan, config.front, ends, partial(_bits, held_out))
     return {"models": models, "texts": texts, "samples": samples, "trainings": trainings, **more}
 
 
@@ -196,6 +205,15 @@ def measure(config: Evaluate, held_out: HeldOut, model: Artifact, label: str, op
         tasks = split(config.lm_eval)
         figures["lm_eval"] = run_tasks(loaded, tasks, held_out.task_folder, config.max_questions)
     return Measured(figures, _samples(loaded, held_out, label), _answers(loaded, held_out, label))
+
+
+def _bits(held_out: HeldOut, loaded: LoadedModel, label: str) -> dict[str, float]:
+    from zhllama.inference.scoring import score_text
+
+    return {
+        language: score_text(loaded, texts, f"{label}: {language}")["bits_per_byte"]
+        for language, texts in held_out.texts.items()
+    }
 
 
 def _samples(loaded: LoadedModel, held_out: HeldOut, label: str) -> list[str | None]:

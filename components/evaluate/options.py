@@ -57,6 +57,9 @@ class Evaluate(StageOptions):
     """Multiple-choice items that are scored (a fifth of it of the other items)."""
     questions: Later[int] = 0
     """Questions with known answers that are asked in each language, of the project's own 200; 0 for none."""
+    front: Later[int] = 0
+    """Points between the model and the first baseline that are measured on both texts as well: 3 are 25, 50 and 75% of
+    the baseline. merge_models makes one of them a model."""
     require: Later[str] = ""
     """What has to hold, else the stage fails once the report is published: "english_bits_per_byte<=1.03*base,
     accuracy>=0.85"; base is the first baseline. With ? behind a figure's name it counts where it is measured."""
@@ -68,7 +71,7 @@ class Evaluate(StageOptions):
                 "evaluate: nothing to measure on; give --text, --english, --instructions, --exams or --lm-eval, or ask "
                 "--questions"
             )
-        for name in ("samples", "max_bytes", "max_items", "max_questions", "max_prompts", "questions"):
+        for name in ("samples", "max_bytes", "max_items", "max_questions", "max_prompts", "questions", "front"):
             least = 1 if name in ("max_bytes", "max_items") else 0
             if (value := getattr(self, name)) < least:
                 raise InputError(f"evaluate: --{name.replace('_', '-')} is {value}; it must be {least} or more")
@@ -78,6 +81,16 @@ class Evaluate(StageOptions):
             raise InputError(
                 f"evaluate: --labels has {len(names)} names ({self.labels}) for {count} models, the baselines and the "
                 "model; give each one its own, comma-separated"
+            )
+        lacks = {
+            "--baseline": self.baseline,
+            "--text": self.text or self.text_validation,
+            "--english": self.english,
+        }
+        if self.front and not all(lacks.values()):
+            missing = next(option for option, given in lacks.items() if not given)
+            raise InputError(
+                f"evaluate: --front draws Chinese against English from a baseline to the model; give {missing}"
             )
         sources = {
             "text": self.text or self.text_validation,

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from zhllama.stage import report_figures, report_page
 from zhllama.stage.report_figures import fact_rows, task_rows
-from zhllama.stage.report_page import curves, number, percent
+from zhllama.stage.report_page import curves, number, percent, ticks
 
 LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 MOST_LOST = 30
@@ -38,6 +39,7 @@ def render(report: Mapping[str, Any], answer_tokens: int) -> str:
             for name, form, values in fact_rows(report["models"])
         ],
         lost=lost_facts(report),
+        front=front_chart(report),
         requirements=report.get("requirements", []),
         tasks=task_rows(report["models"]),
         curves=[curves(training) for training in report["trainings"] if len(training["points"]) > 1],
@@ -128,6 +130,40 @@ def accuracy_bars(report: Mapping[str, Any]) -> list[Bars]:
         if len(of_each) == len(models):
             found.append(share_bars(models, of_each, name, note))
     return found
+
+
+def front_chart(report: Mapping[str, Any]) -> SimpleNamespace | None:
+    """Chinese over English, a point for each weight: dots (percent from the left and from below, label, whether it is
+    chosen), the line through them in a 100 × 100 box, ticks; None where it was not measured."""
+    front = report.get("front")
+    if front is None:
+        return None
+    base, model = report["models"][0]["label"], report["models"][-1]["label"]
+    ends = {0.0: model, 1.0: base}
+    places = [(point["bits_per_byte"]["en"], point["bits_per_byte"]["zh"]) for point in front["points"]]
+    axes = []
+    for values in zip(*places):
+        at = ticks(min(values), max(values), 4)
+        low, high = min(at[0], *values), max(at[-1], *values)
+        axes.append((low, max(high - low, 1e-9), at))
+    (left, width, across), (bottom, height, up) = axes
+    dots = [
+        (
+            100 * (x - left) / width, 100 * (y - bottom) / height,
+            ends.get(point["weight"], f"{point['weight']:.0%}"), point["weight"] == front["chosen"],
+        )
+        for point, (x, y) in zip(front["points"], places)
+    ]  # fmt: skip
+    return SimpleNamespace(
+        dots=dots,
+        line=" ".join(f"{x:.2f},{100 - y:.2f}" for x, y, *_ in dots),
+        across=[(100 * (tick - left) / width, f"{tick:g}") for tick in across],
+        up=[(100 * (tick - bottom) / height, f"{tick:g}") for tick in up],
+        points=front["points"],
+        chosen=front["chosen"],
+        names=[ends.get(point["weight"], f"{point['weight']:.0%} of {base}") for point in front["points"]],
+        base=base,
+    )
 
 
 def lost_facts(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -27,6 +27,9 @@
                                                        "expected" is "" for a fixed prompt without an answer
       "questions": [{"language", "question", "answer",    with --questions alone
                      "answers": {label: text}, "right": [labels]}],
+      "front": {"points": [{"weight", "bits_per_byte": {"zh", "en"}}],   with --front alone: from the model (weight 0)
+                                                       to the first baseline (1)
+                "chosen": weight or null},             null: no point holds what is required of English
       "requirements": [{"requirement", "figure", "value", "comparison", "bound", "number", "label",
                         "holds"}],                       with --require alone; bound: number, or number × the figure
                                                          of the model called label; holds: null, not measured

@@ -12,11 +12,12 @@ norms between the halves of a layer, and the last one, are a group of their own.
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from zhllama.models.architecture import EMBEDDING, HEAD
+from zhllama.weights.blend_plan import Rows
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.stream import NONE, SPAN, Figures, Made, Pool, Span, compared, parts, summed, tiles_of
 
@@ -35,15 +36,6 @@ def group_of(name: str) -> Group:
     if name in (EMBEDDING, HEAD):
         return "embeddings"
     return "attention" if ".self_attn." in name else "feed_forward" if ".mlp." in name else "norms"
-
-
-class Rows(NamedTuple):
-    """Whose the rows of a table are: below `blended` of all the models, below `own` of the model that is changed, the
-    rest, up to `all`, of the other."""
-
-    blended: int
-    own: int
-    all: int
 
 
 class Blend:

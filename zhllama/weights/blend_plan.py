@@ -1,13 +1,13 @@
 """Do these models fit each other, so that their weights can be blended? Known from headers, manifests and settings,
 before a weight is read: one architecture of one shape, one arithmetic, and vocabularies of which each is the next one's
-beginning. Whose rows are whose follows from that (blend.Rows).
+beginning. Whose rows are whose follows from that.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
@@ -15,13 +15,21 @@ from zhllama.models import architecture
 from zhllama.models.architecture import EMBEDDING, HEAD
 from zhllama.models.rope import Rope
 from zhllama.tokenizer.vocabulary import Encoder, Relation, Vocabulary, has_tokenizer, load_encoder
-from zhllama.weights.blend import Rows
 from zhllama.weights.fit import contracts_of
 from zhllama.weights.model_config import model_config
 from zhllama.weights.safetensors_io import Checkpoint
 from zhllama.weights.ties import is_tied
 
 log = logging.getLogger("merge")
+
+
+class Rows(NamedTuple):
+    """Whose the rows of a table are: below `blended` of all the models, below `own` of the model that is changed, the
+    rest, up to `all`, of the other."""
+
+    blended: int
+    own: int
+    all: int
 
 
 class Source:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.evaluate.page import change, exam_bars, headlines, ratio, render
+from components.evaluate.page import change, exam_bars, front_chart, headlines, ratio, render
 from zhllama.stage.report_figures import fact_rows, task_rows
 from zhllama.stage.report_page import averaged, curves, ticks
 
@@ -218,6 +218,26 @@ def test_requirements_are_shown_with_what_came_of_them(report: dict[str, Any], h
     said = {True: "0.75000.7000yes", False: "0.75000.7000no", None: "–0.7000notmeasured"}[holds]
     assert f"accuracy>=0.7{said}" in text
     assert ("therunendshere" in text) is (holds is False)
+
+
+@pytest.mark.parametrize(("chosen", "said"), [(0.0, "adapted as it is"), (0.5, "the best Chinese"), (None, "No point")])
+def test_the_front_marks_the_chosen_point(report: dict[str, Any], chosen: float | None, said: str) -> None:
+    assert "Chinese against English" not in render(report, 96)
+    bits = [(0.0, 2.0, 2.9), (0.5, 2.4, 2.6), (1.0, 4.0, 2.5)]
+    points = [{"weight": weight, "bits_per_byte": {"zh": zh, "en": en}} for weight, zh, en in bits]
+    report["front"] = {"points": points, "chosen": chosen}
+    drawn = front_chart(report)
+    assert drawn is not None
+    assert [(name, is_chosen) for *_, name, is_chosen in drawn.dots] == [
+        ("adapted", chosen == 0.0), ("50%", chosen == 0.5), ("base", False)
+    ]  # fmt: skip
+    assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y, *_ in drawn.dots)
+    # more English bits lie further right, fewer Chinese ones lower
+    assert drawn.dots[0][0] > drawn.dots[1][0] > drawn.dots[2][0]
+    assert drawn.dots[0][1] < drawn.dots[1][1] < drawn.dots[2][1]
+    text = read(render(report, 96)).text
+    assert said in text
+    assert "50% of base" in text
 
 
 def test_curves_span_their_box(report: dict[str, Any]) -> None:
