@@ -508,13 +508,13 @@ def test_the_workflow_of_a_run_is_small_at_every_size(packages):
     """
     for size in sizes.names():
         # a tokenizer that is continued is told of its base
-        whole = 702_000 if size in sizes.RECIPE else 715_000
-        for settings, most in (({}, whole), (EVERYTHING_ON, 815_000)):
+        whole = 707_000 if size in sizes.RECIPE else 715_000
+        for settings, most in (({}, whole), (EVERYTHING_ON, 821_000)):
             found = workflow_bytes(packages(size, **settings), ADDRESSES)
             assert found.total <= most
             assert found.total * 1.06 < LIMIT
             assert found.stored == found.total, "nothing is compressed"
-            assert {name: text.most for name, text in found.tasks.items() if text.most > 6000} == {}
+            assert {name: text.most for name, text in found.tasks.items() if text.most > 6200} == {}
             assert all(text.inputs <= 15 for text in found.tasks.values())
 
 
