@@ -103,7 +103,8 @@ class Plan:
     artifact: int
     """What the training publishes: a model, or an adapter in float16."""
     checkpoint: int
-    """One checkpoint, of all processes: weights as they are computed with, masters and AdamW's two moments."""
+    """One checkpoint, of all processes: weights as they are computed with, masters, AdamW's two moments, and with --ema
+    their average."""
     checkpoint_count: int
     s3_read: int
     """By all nodes."""
@@ -167,7 +168,8 @@ def plan(stage: str, request: PlanRequest) -> Plan:
     artifact = adapter + TOKENIZER_FILES if adapter else model
     # of stage 1's model the file of the embeddings is written, the rest is copied in S3
     written = artifact if adapter else s.tables * s.table * HALF
-    checkpoint = s.trained * ((s.compute_bytes if s.zero.stage else FLOAT32) + (3 if s.zero.stage else 2) * FLOAT32)
+    states = (3 if s.zero.stage else 2) + s.averaged
+    checkpoint = s.trained * ((s.compute_bytes if s.zero.stage else FLOAT32) + states * FLOAT32)
     count = (steps - 1) // options.save_steps if options.save_steps else 0
     return Plan(
         stage=stage, gpu=gpu, options=options, setting=s, nodes=nodes, per_node=per_node, steps=steps, mfu=mfu,
@@ -187,7 +189,7 @@ def _process_memory(s: Setting) -> int:
     loaded = s.table * s.compute_bytes if s.zero.stage == 3 else s.frozen * s.compute_bytes + s.trained * FLOAT32
     # copies for a checkpoint, in pinned memory; what the optimizer has on the host
     own = part(s, s.trained)
-    later = (own if s.zero.stage else s.trained) * 3 * FLOAT32 + s.trained * FLOAT32
+    later = (own if s.zero.stage else s.trained) * 3 * FLOAT32 + s.trained * (1 + s.averaged) * FLOAT32
     if s.zero.offloads_optimizer:
         later += own * (4 * FLOAT32 + 2 * s.compute_bytes)
     return PROCESS + max(loaded, later)

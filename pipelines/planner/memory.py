@@ -80,6 +80,8 @@ class Setting:
     device: Literal["cuda", "cpu"] = "cuda"
     learned: float = 1.0
     """Share of the tokens that have a label."""
+    averaged: bool = False
+    """Whether an average of the trained weights is kept beside them, in float32."""
 
     @classmethod
     def of(cls, options: TrainingOptions, settings: dict[str, Any] | None, **more: Any) -> "Setting":
@@ -96,6 +98,7 @@ class Setting:
             batch=options.per_device_train_batch_size,
             accumulation=options.gradient_accumulation_steps,
             checkpointing=options.gradient_checkpointing,
+            averaged=options.ema > 0,
             **more,
         )
 
@@ -300,9 +303,12 @@ def standing(s: Setting) -> tuple[int, int]:
     c = s.compute_bytes
     # of single rows that are trained peft keeps what they were
     originals = sum(s.trained_tables) * c if s.trains == "new" else 0
+    # AdamW's moments, and the average of the weights
+    kept = 2 + s.averaged
     if s.zero.stage == 0:
-        return s.frozen * c + originals + s.trained * FLOAT32, s.trained * 2 * FLOAT32
-    states = 0 if s.zero.offloads_optimizer else part(s, s.trained) * 3 * FLOAT32
+        return s.frozen * c + originals + s.trained * FLOAT32, s.trained * kept * FLOAT32
+    # with the weights in float32
+    states = 0 if s.zero.offloads_optimizer else part(s, s.trained) * (1 + kept) * FLOAT32
     everything = s.frozen + s.trained
     if s.zero.stage == 3:
         whole = min(everything, max(s.zero.live, s.layer_parameters, s.table) + s.zero.prefetch_bucket)

@@ -77,12 +77,12 @@ def test_the_weights_are_those_of_merge_models_where_the_model_has_more_pieces(
 def test_what_is_required_of_english_chooses_and_the_page_says_so(
     held_out: Path, tiny_model: str, judge: Path, tmp_path: Path
 ) -> None:
-    """The judge knows less of both: of all that holds, the base has the best Chinese."""
+    """The judge knows less of both: some way back to the base is better in both."""
     given = {"model": str(judge), "baseline": tiny_model, "labels": "base,judge", "front": 1}
     report = measured(options(held_out, tmp_path, **given, require="english_bits_per_byte<=9*base"))
     best = min(report["front"]["points"], key=lambda point: point["bits_per_byte"]["zh"])
     assert report["front"]["chosen"] == best["weight"]
-    assert best["weight"] == 1.0
+    assert best["weight"] > 0
     pages = [path.read_text("utf-8") for path in tmp_path.glob("evaluate/*/report.html")]
     # what was measured is published on its own, and requires nothing
     assert sorted("within what is required" in page for page in pages) == [False, True]

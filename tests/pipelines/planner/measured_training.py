@@ -105,7 +105,7 @@ def measured(case: Case) -> int:
     from components.finetune.options import Finetune
     from components.pretrain.options import Pretrain
     from zhllama.stage.command_line import parse
-    from zhllama.training import model, trainer
+    from zhllama.training import averaging, model, trainer
     from zhllama.training.checkpoints import Run
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -142,7 +142,11 @@ def measured(case: Case) -> int:
             arguments = trainer.training_arguments(options, Path(folder), len(blocks), False)
             made = model.trained_model(options, inputs, getattr(torch, trainer.precision_of(options)))
             run = Run(folder, case.stage, "key", {}, {})
-            with mock.patch.object(trainer, "trained_weights", note):
+            # the last weights, or their average
+            with (
+                mock.patch.object(trainer, "trained_weights", note),
+                mock.patch.object(averaging, "trained_weights", note),
+            ):
                 trainer.train(options, arguments, made, blocks, {}, run)
     return peak
 

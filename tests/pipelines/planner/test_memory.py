@@ -71,6 +71,7 @@ PLAIN = {
     "embeddings and head, bfloat16": case(
         SMALL, "embeddings", 4, 128, "--deepspeed none --precision bfloat16 --also-lm-head true"
     ),
+    "embeddings, averaged": case(SMALL, "embeddings", 8, 256, "--deepspeed none --ema 0.9"),
     "lora": case(SMALL, "lora", 2, 128),
     "lora, recomputed": case(SMALL, "lora", 4, 256, f"--deepspeed none {CHECKPOINTING}"),
     "lora, bfloat16, two passes": case(
