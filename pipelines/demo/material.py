@@ -53,6 +53,8 @@ HELD_OUT_TEXT = 8_000
 """Characters of other reviews, of any length, that are measured as text."""
 WRITTEN = 2_000
 """Reviews that are made into instructions to write one."""
+REPLAYED = 100_000
+"""Characters of English that are shown again: as many as ten minutes take."""
 LONGEST_REVIEW = 160
 """Characters: longer reviews stay in the text for pre-training and are not made into instructions."""
 PROMPTS = (
@@ -69,6 +71,8 @@ class Material(NamedTuple):
     tokenizer: Path
     english: Path
     """English prose for the base's own training."""
+    replay: Path
+    """A part of it, which a model that speaks English already is shown again."""
     english_held_out: Path
     text: Path
     text_held_out: Path
@@ -127,9 +131,14 @@ def fetch(requirement: str) -> Path:
 def _write_english(material: Material) -> None:
     paragraphs = list(dict.fromkeys(_docstring_prose(("torch", "peft", "huggingface_hub"))))
     random.Random(SEED).shuffle(paragraphs)
-    held_out = bisect_left(list(accumulate(map(len, paragraphs))), 120_000) + 1
-    (material.english_held_out / "english.txt").write_text("\n".join(paragraphs[:held_out]) + "\n")
-    (material.english / "english.txt").write_text("\n".join(paragraphs[held_out:]) + "\n")
+    lengths = list(accumulate(map(len, paragraphs)))
+    held_out, replayed = (bisect_left(lengths, size) + 1 for size in (120_000, 120_000 + REPLAYED))
+    for folder, lines in (
+        (material.english_held_out, paragraphs[:held_out]),
+        (material.english, paragraphs[held_out:]),
+        (material.replay, paragraphs[held_out:replayed]),
+    ):
+        (folder / "english.txt").write_text("\n".join(lines) + "\n")
 
 
 def _docstring_prose(packages: tuple[str, ...]) -> Iterator[str]:

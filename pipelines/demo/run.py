@@ -73,7 +73,7 @@ def demo(work: Path, text: str = "", instructions: str = "", toy: bool = False) 
             "text": (material.text, "text"),
             "english_text": (material.english_held_out, "english-held-out"),
             # what it knows is shown to it again: else it is forgotten in minutes
-            "replay_text": (material.english, "english"),
+            "replay_text": (material.replay, "replay") if base.speaks else (material.english, "english"),
             "instructions": (material.instructions, "instructions"),
             "prompts": (material.prompts, "prompts"),
         }

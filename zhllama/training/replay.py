@@ -19,8 +19,8 @@ from zhllama.data.corpus import read_documents
 from zhllama.data.packed import HELD_OUT_TEXT, TRAIN, VALIDATION, PackedDataset
 
 Batch = dict[str, torch.Tensor]
-MEASURED = 256
-"""Held-out blocks that are measured, at most: it is done again and again, and steers by their mean."""
+MEASURED = 32_768
+"""Held-out tokens that are measured, about, at most: it is done again and again, and steers by their mean."""
 
 
 class Blocks(Protocol):
@@ -48,7 +48,8 @@ class Replayed:
         if VALIDATION in dataset.manifest.facts["splits"]:
             whole: Any = PackedDataset(dataset, VALIDATION, "--replay")
             # from all over it: the longest documents are packed first
-            held_out = Subset(whole, range(0, len(whole), -(-len(whole) // MEASURED)))
+            most = max(1, MEASURED // whole.block_size)
+            held_out = Subset(whole, range(0, len(whole), -(-len(whole) // most)))
             if HELD_OUT_TEXT in dataset:
                 size = sum(len(text.encode()) for text in read_documents(dataset)) / whole.facts["learned"]
         return cls(PackedDataset(dataset, TRAIN, "--replay"), held_out, size, base_loss)

@@ -163,10 +163,13 @@ class PackedTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss, perplexity and next-token accuracy over the held-out blocks, each once, on all processes, and what
-        replay comes to by it. A cancel ends it, without a figure, and the training with it."""
+        replay comes to by it. Before the first step what is known is measured, on replay text alone. A cancel ends it,
+        without a figure, and the training with it."""
+        begun = self.state.global_step > 0
+        measured = {name: blocks for name, blocks in self._held_out.items() if begun or name != "eval"}
         with nullcontext() if self.average is None else self.average.put_in():
             # a cancel: the rest is not looked at
-            found = {name: self._sums_over(held_out) for name, held_out in self._held_out.items()}
+            found = {name: self._sums_over(held_out) for name, held_out in measured.items()}
         if self._manager.stopping:
             self._manager.stop()
             return {}

@@ -161,7 +161,7 @@ def test_material_that_a_kill_left_half_made_is_made_again(tmp_path: Path, monke
 
 
 def test_a_base_that_cannot_be_made_is_one_line_and_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made = material.Material(*(tmp_path / name for name in "abcdefghi"))
+    made = material.Material(*(tmp_path / name for name in "abcdefghij"))
     made.english.mkdir()
     (made.english / "english.txt").write_text("text")
     made.tokenizer.write_bytes(b"no tokenizer")
