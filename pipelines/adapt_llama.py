@@ -180,7 +180,7 @@ def course(told: Configuration, steps: Steps, given: SimpleNamespace) -> None:
         english=english,
         exams=given.exams,
         prompts=given.prompts,
-        **_told(told, Evaluate, "max_bytes", "max_items", "max_prompts", "front", prefix="evaluation_"),
+        **_told(told, Evaluate, "max_bytes", "max_items", "max_prompts", "samples", "front", prefix="evaluation_"),
         questions=given.questions,
         require=given.require,
         **measured,

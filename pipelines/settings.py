@@ -344,7 +344,7 @@ compiled(
     "evaluation_gpus", kind=str, default=lambda size: "1" if size.work.evaluation.gpu else "0",
     note="Of the steps that run a model: GPUs, 1 or 0; of no effect at a size whose steps have none.",
 )  # fmt: skip
-for option in ("max_bytes", "max_items", "max_prompts", "front"):
+for option in ("max_bytes", "max_items", "max_prompts", "samples", "front"):
     compiled(f"evaluation_{option}", (Evaluate, option))
 compiled("step_labels", default={}, note="More labels of the steps' pods, as JSON.")
 compiled("step_annotations", default={}, note="Annotations of the steps' pods, as JSON.")

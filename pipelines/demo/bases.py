@@ -24,7 +24,10 @@ SUMS = "sha256sums.txt"
 ROOM = 120 * 10**6
 FULL_SPEED = 750
 """Tokens a second at which the size's steps take as long as the demo may."""
-SCORED = {"evaluation_max_bytes": 12_000, "evaluation_max_items": 80, "evaluation_max_prompts": 3, "questions": 40}
+SCORED = {
+    "evaluation_max_bytes": 9000, "evaluation_max_items": 40, "evaluation_max_prompts": 3, "evaluation_samples": 0,
+    "questions": 40,
+}  # fmt: skip
 """What four models of its size are scored on in two minutes."""
 STEPS = ("embeddings_steps", "lora_steps", "sft_steps")
 
