@@ -92,7 +92,7 @@ def fitted(work: Path) -> dict[str, Any]:
 def _too_little_chinese(base: Mapping[str, Any], adapted: Mapping[str, Any]) -> list[str]:
     before, after = base["bits_per_byte"], adapted["bits_per_byte"]
     wanted = (
-        ("bits a byte of Chinese", after["zh"], 0.875 * before["zh"]),
+        ("bits a byte of Chinese", after["zh"], 0.94 * before["zh"]),
         ("bits a byte of English", after["en"], 1.075 * before["en"]),
         ("tokens a Chinese character", adapted["tokens_per_character"]["zh"], 0.70),
     )
