@@ -65,11 +65,11 @@ def test_a_demo_that_learnt_too_little_is_a_failure():
 def test_smollm2_has_to_learn_chinese_and_to_keep_its_english():
     base, adapted = report(0.5)["models"]
     base["bits_per_byte"] = {"zh": 2.57, "en": 1.30}
-    adapted["bits_per_byte"] = {"zh": 2.24, "en": 1.39}
+    adapted["bits_per_byte"] = {"zh": 2.41, "en": 1.39}
     assert SMOLLM2.shortfalls(base, adapted) == []
-    adapted["bits_per_byte"] = {"zh": 2.3, "en": 1.5}
+    adapted["bits_per_byte"] = {"zh": 2.45, "en": 1.5}
     assert SMOLLM2.shortfalls(base, adapted) == [
-        "2.30 bits a byte of Chinese; 2.25 are expected", "1.50 bits a byte of English; 1.40 are expected",
+        "2.45 bits a byte of Chinese; 2.42 are expected", "1.50 bits a byte of English; 1.40 are expected",
     ]  # fmt: skip
 
 
