@@ -1,16 +1,19 @@
 """What the programs are given: small models, adapters and GGUF that our own stages publish, and what we say of them."""
 
 import json
+import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.texts import chinese_sentences, code_lines, llama_shaped
+from tests.byte_level_bases import SHAPES
+from tests.small_models import model_of
+from tests.texts import chinese_sentences, code_lines, llama_shaped, mixed_lines
 from zhllama.inference.load import LoadedModel
 from zhllama.stage.run import run_stage
 
@@ -33,9 +36,12 @@ CHATS: tuple[list[dict[str, str]], ...] = (
         {"role": "user", "content": "Say it again, 再说一次。"},
     ],
 )
-MODELS = ("merged", "tied", "stretched", "marked")
+BYTE_LEVEL = {"llama3": ("llama3", "llama 3", 0), "qwen": ("qwen2", "qwen", 250)}
+"""Model → its architecture (tests/small_models.py), its base's tokenizer (tests/byte_level_bases.py), and how many
+rows the base's tables have beyond that, of which MERGES fill some."""
+MODELS = ("merged", "tied", "stretched", "marked", *BYTE_LEVEL)
 """float32 with two adapters merged in; one table for embedding and head, float16; rope linear, factor 4, float16; the
-first with `{% generation %}` markers in its chat template."""
+first with `{% generation %}` markers in its chat template; byte-level ones whose merges were continued, float32."""
 HALF = ("tied", "stretched")
 BASES = {"rows": "extended", "lora": "pretrained"}
 """Adapter → the model that it is for: LoRA with embeddings and head in full; LoRA alone."""
@@ -47,6 +53,18 @@ BLENDS: dict[str, dict[str, Any]] = {
 """What merge_models makes of `merged` and `pretrained`, in float32; the chat vector is what lies between `extended` and
 `pretrained`, added to `merged`."""
 HEAD = 3
+MERGES = 200
+"""Learned beyond those of a byte-level base."""
+PROBE = 2000
+"""Lines, at least."""
+LONGEST = 1000
+"""Signs of such a line, so that it has fewer ids than a byte-level model has positions."""
+SPELLED = (
+    "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|reserved_special_token_247|>", "[PAD]",
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool_call>", "</tool_call>",
+    "</s>", "<s>", "<|", "|>", "<|eot_id", "<|EOT_ID|>", "< |im_end|>", "<|im_end|>\n",
+)  # fmt: skip
+"""Special tokens of one base or the other, which are text to the other, and what only resembles one."""
 ANSWER = 8
 """Tokens of a greedy answer."""
 TRAINING: dict[str, Any] = {
@@ -57,8 +75,8 @@ TRAINING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Said:
-    """What we make of a model: the ids of LINES and of CHATS, one array of logits a text, and the greedy answers to
-    CHATS: ids, their log probabilities, text."""
+    """What we make of a model: the ids of LINES, of CHATS and of a probe, one array of logits for each of the
+    former, and the greedy answers to CHATS: ids, their log probabilities, text."""
 
     ids: list[list[int]]
     chats: list[list[int]]
@@ -69,6 +87,9 @@ class Said:
     likelihood: list[float]
     """Log likelihood of what follows the first HEAD signs of a line, where none of them is white space."""
     template: str
+    pieces: int = 0
+    """Without the rows that no token names."""
+    probe: list[list[int]] = field(default_factory=list)
 
     @property
     def texts(self) -> list[list[int]]:
@@ -83,8 +104,8 @@ def logits_of(loaded: LoadedModel, texts: Sequence[Sequence[int]]) -> list[np.nd
         return [np.asarray(loaded.model(torch.tensor([list(text)])).logits[0].float()) for text in texts]
 
 
-def said(loaded: LoadedModel, template: str) -> Said:
-    """Its answers to this template's prompts."""
+def said(loaded: LoadedModel, template: str, probe: Sequence[str] = ()) -> Said:
+    """Its answers to this template's prompts; the ids of a probe as engines read it, special tokens in it as such."""
     from zhllama.tokenizer.chat import Chat
 
     ids = [loaded.prompt_ids(line) for line in LINES]
@@ -108,7 +129,9 @@ def said(loaded: LoadedModel, template: str) -> Said:
             begin = len(loaded.prompt_ids(line[:HEAD]))
             likely = log_softmax(scores[begin - 1 : -1])
             likelihood.append(float(np.take_along_axis(likely, np.array(sequence[begin:])[:, None], 1).sum()))
-    return Said(ids, chats, every, answers, chosen, spoken, likelihood, template)
+    probed = [[*loaded.encoder.begin, *chat.encode(line)] for line in probe]
+    pieces = loaded.encoder.size
+    return Said(ids, chats, every, answers, chosen, spoken, likelihood, template, pieces, probed)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -138,6 +161,45 @@ def seed(folder: Path, **config: Any) -> str:
     lines = (" ".join(line.split()) for line in islice(code_lines(), 6000))
     (folder / "tokenizer.model").write_bytes(llama_shaped(lines, 700))
     return str(folder)
+
+
+def byte_level_seed(folder: Path, kind: str, tokenizer: str, spare: int) -> str:
+    """A byte-level model of random weights, likewise; `spare`: rows beyond the tokenizer's."""
+    import torch
+
+    from zhllama.artifacts.open import open_artifact
+    from zhllama.tokenizer.vocabulary import load_encoder
+
+    folder.mkdir()
+    lines = [*islice(code_lines(), 6000), *islice(chinese_sentences(), 40)]
+    for name, content in SHAPES[tokenizer](lines, 1500).items():
+        (folder / name).write_bytes(content)
+    encoder = load_encoder(open_artifact(str(folder)), "--model")
+    ids = {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos, "pad_token_id": encoder.pad}
+    # rows of their own for the head: with those of the embedding, a random model answers what it was asked last
+    shape = {**SHAPE, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": False}
+    model = model_of(kind, vocab_size=encoder.size + spare, **shape, **ids)
+    with torch.no_grad():
+        # no answer is one of them, as in a model that was trained
+        model.lm_head.weight[encoder.size :] *= 0.01
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def probe_lines() -> list[str]:
+    """PROBE different lines or more: Chinese, English, code, white space, emoji, rare signs; digits; SPELLED amidst all
+    that. None is empty, which is nothing to answer."""
+    chance = random.Random(31)
+    mixed = [line[:LONGEST] for line in mixed_lines(2200)]
+    digits = ["".join(chance.choices("0123456789", k=length)) for length in range(1, 61)]
+    numbers = [chance.choice(("{} {}", "{},{}", "{}.{}年", "{}/{}", "¥{}：{}", "-{}e{}")) for _ in range(120)]
+    lines = [*mixed, *digits, *(text.format(*chance.choices(digits[:14], k=2)) for text in numbers)]
+    for line in chance.sample(mixed, 300):
+        at = chance.randrange(len(line) + 1)
+        lines.append(line[:at] + "".join(chance.choices(SPELLED, k=chance.randint(1, 3))) + line[at:])
+    found = [line for line in dict.fromkeys([*SPELLED, *lines]) if line]
+    assert len(found) >= PROBE
+    return found
 
 
 def make(folder: Path) -> dict[str, str]:
@@ -174,6 +236,12 @@ def make(folder: Path) -> dict[str, str]:
     for name, config in seeds.items():
         model = seed(folder / f"seed-{name}", **config)
         options = ExtendTokenizer(store=store, model=model, chinese_tokenizer=made["chinese"])
+        made[name] = run_stage(options, extend_tokenizer).reference
+    for name, base in BYTE_LEVEL.items():
+        model = byte_level_seed(folder / f"seed-{name}", *base)
+        learn = TrainTokenizer(store=store, text=text, base=model, vocab_size=MERGES)
+        learned = run_stage(learn, train_tokenizer).reference
+        options = ExtendTokenizer(store=store, model=model, chinese_tokenizer=learned)
         made[name] = run_stage(options, extend_tokenizer).reference
     prepare = {"store": store, "tokenizer": made["extended"], "validation_fraction": 0.1}
     made["text"] = run_stage(PrepareDataset(text=text, block_size=64, **prepare), prepare_dataset).reference

@@ -37,7 +37,7 @@ class Comparison:
         self._made, self._ours, self._store = made, ours, str(scratch / "back")
 
     def rows(self, found: Mapping[str, Any], known: Mapping[str, str]) -> list[Row]:
-        """known: what was tried → why it differs, so that it does so with a word."""
+        """known: what was tried, of any model or of one → why it differs, so that it does so with a word."""
         rows = []
         for seen in found["seen"]:
             tried = f"{seen['what']}: {seen['of']}"
@@ -45,7 +45,7 @@ class Comparison:
                 rows.append(Row(tried, f"error: {seen['error']}"))
                 continue
             row = self._held(tried, seen)
-            if row.differs and (why := known.get(seen["what"])):
+            if row.differs and (why := known.get(seen["what"]) or known.get(tried)):
                 row = Row(tried, f"{why}: {row.result}")
             if "saved" in seen:
                 back = self._back(tried, seen)
@@ -58,22 +58,25 @@ class Comparison:
         precision = seen.get("precision", "float32")
         # a greedy answer of a quantised model may be another
         greedy = ("answers", "spoken") if precision != "q8_0" else ()
-        for name in ("ids", "chats", *greedy):
-            if name in seen:
-                mine = getattr(ours, name)
-                same = sum(one == two for one, two in zip(seen[name], mine, strict=True))
-                words.append(f"{name} {same}/{len(mine)}")
+        for name in ("ids", "probe", "chats", *greedy):
+            if name in seen and (mine := getattr(ours, name)):
+                same = sum(whole(one) == whole(two) for one, two in zip(seen[name], mine, strict=True))
+                words.append(f"{name} {same:,}/{len(mine):,}")
                 differs |= same != len(mine)
         if "tensors" in seen:
             equal, of, most = seen["tensors"]
             words.append(f"our merge: {equal}/{of} tensors to the bit, the others ±{most:.1e} of the greatest weight")
             differs |= not most <= MERGED
+        # a row that no token names is padding, and no GGUF has it
+        named = ours.pieces if seen["what"].startswith("GGUF") else None
+        logits = [one[:, :named] for one in ours.logits]
         figures = {
-            "logits": ours.logits,
-            "next": [log_softmax(one[-1]) for one in ours.logits],
+            "logits": logits,
+            "next": [log_softmax(one[-1]) for one in logits],
             "likelihood": [np.array(ours.likelihood)],
         }
-        if greedy and "chosen" in seen and seen["spoken"] == ours.spoken:
+        alike = logits[0].shape == ours.logits[0].shape
+        if greedy and alike and "chosen" in seen and [*map(whole, seen["spoken"])] == [*map(whole, ours.spoken)]:
             # some tell EOS's too, some do not
             figures["chosen"] = [np.array(ours.chosen[at][: len(one)]) for at, one in enumerate(arrays(seen["chosen"]))]
         for name, values in figures.items():
@@ -171,6 +174,12 @@ class Comparison:
         return f"ids {same}/{len(LINES)}, logits ±{most:.1e}", same != len(LINES) or not most <= self._rounding(
             seen, model
         )
+
+
+def whole(said: Any) -> Any:
+    """A text without the mark for bytes that are no character, which some programs write and some leave out; anything
+    else as it is."""
+    return said.replace("\ufffd", "") if isinstance(said, str) else said
 
 
 def arrays(path: str) -> list[np.ndarray]:

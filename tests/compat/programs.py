@@ -16,13 +16,17 @@ class Program:
     mended: str = ""
     """Hand-mending, for the table."""
     known: Mapping[str, str] = field(default_factory=dict)
-    """What is tried → why it differs, where that is the program's own doing."""
+    """What is tried (of one model: with its name, as in the table) → why it differs, where that is the program's own
+    doing."""
     limit: int = 900
     """Seconds that the script may take."""
 
 
 NO_MEDIA = ("torch", "torchaudio", "torchvision", "torchcodec")
 """PyPI's are CUDA builds; torch is there."""
+NO_NFC = {
+    f"GGUF {kind}: qwen": "llama.cpp has no NFC, a letter in two parts stays two" for kind in ("f32", "f16", "q8_0")
+}
 PROGRAMS = (
     Program(
         "transformers-4.45", "with_transformers.py", ("transformers==4.45.2 peft==0.13.2 accelerate sentencepiece",)
@@ -39,8 +43,14 @@ PROGRAMS = (
     ),
     Program("mergekit", "with_mergekit.py", ("mergekit",)),
     Program("lm-eval", "with_lm_eval.py", ("lm-eval transformers accelerate peft",)),
-    Program("llama-cpp-python", "with_llama_cpp.py", ("llama-cpp-python",), mended="Compiled, in some minutes."),
-    Program("xllamacpp", "with_xllamacpp.py", ("xllamacpp numpy",)),
+    Program(
+        "llama-cpp-python",
+        "with_llama_cpp.py",
+        ("llama-cpp-python",),
+        mended="Compiled, in some minutes.",
+        known=NO_NFC,
+    ),
+    Program("xllamacpp", "with_xllamacpp.py", ("xllamacpp numpy",), known=NO_NFC),
     Program(
         "mistralrs",
         "with_mistralrs.py",

@@ -13,10 +13,14 @@ and writes this page; it ends with exit code 1 where something differs without a
 
 What it gives: `merged` (an extended vocabulary, two adapters merged in, float32), `tied` (one table for embedding and
 head, float16), `stretched` (rope linear, factor 4, float16), the adapters `rows` (LoRA, embeddings and head in full)
-and `lora`, and GGUF of the three models. Two layers, 128 wide, 1,125 pieces: what is compared is arithmetic.
+and `lora`, `llama3` and `qwen` (byte-level BPE of the shapes of Llama 3's, with 256 special tokens, and of Qwen's, with
+more rows than tokens, their merges continued; float32), and GGUF of all models. Two layers, 128 wide, 1,125 pieces, the
+byte-level ones some 1,700 and 2,000: what is compared is arithmetic.
 
 - ids: lines of Chinese, English, both, white space, emoji, whose ids are ours. chats: conversations of one
   and two turns, by the template that the program finds in the folder. spoken, answers: greedy answers, text and ids.
+- probe: the ids of some 2,000 more lines, of the byte-level models: Chinese, English, code, white space, digits, emoji,
+  rare signs, lines of 1,000 signs, special tokens spelt in a text, which engines read as those tokens.
 - logits: the largest difference to ours, which stand in units of some 10. next: of the log probabilities after a text;
   chosen: of those of an answer; likelihood: lm-eval's sums. A quantised model (q8_0) may answer otherwise.
 - our merge: the tensors of `merge_models` beside the program's, both in float32.
@@ -40,6 +44,12 @@ def section(program: Program, versions: Mapping[str, str], rows: Sequence[Row]) 
 
 def page(sections: Sequence[str]) -> str:
     return "\n".join([HEAD, *sections])
+
+
+def sections(page: str) -> dict[str, str]:
+    """Program → its section of a page that was written before."""
+    found = page.split("\n## ")[1:]
+    return {one.split("\n", 1)[0]: f"## {one.rstrip()}\n" for one in found}
 
 
 def _cell(text: str) -> str:

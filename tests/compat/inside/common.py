@@ -15,7 +15,6 @@ LINES: list[str] = asked["lines"]
 CHATS: list[list[dict[str, str]]] = asked["chats"]
 ANSWER: int = asked["answer"]
 HEAD: int = asked["head"]
-WORDS: int = asked["words"]
 OUT = Path(asked["out"])
 seen: list[dict[str, Any]] = []
 
@@ -25,15 +24,20 @@ def texts(of: str) -> list[list[int]]:
     return [*asked["said"][of]["ids"], *asked["said"][of]["chats"]]
 
 
+def probe(of: str) -> list[str]:
+    """The many lines of which a byte-level model's ids are asked for; none of another's."""
+    return list(asked["probe"].get(of, ()))
+
+
 def attempt(what: str, try_it: Callable[..., dict[str, Any]], of: str, *more: Any) -> None:
     """One thing tried on what is called `of`: what `try_it(of, *more)` returned, arrays as files, or how it failed.
 
-    Returned are some of `ids`, `chats` (lists of ids); of each of `texts`, `logits` (positions × words) or `next` (log
-    probabilities after its end); of a greedy answer to each of CHATS, `answers` (ids), `spoken` (text), `chosen` (log
-    probabilities of what was said); `likelihood` (a list of one list: of lines after their first HEAD signs, where none
-    is white space); `precision`; of a merge `tensors` (how many are ours to the bit, how many there are, the greatest
-    difference as a share of its tensor's greatest weight); `saved` (a folder), `kind` ("model", "adapter"), `base`
-    (what an adapter is for).
+    Returned are some of `ids`, `probe`, `chats` (lists of ids); of each of `texts`, `logits` (positions × words) or
+    `next` (log probabilities after its end); of a greedy answer to each of CHATS, `answers` (ids), `spoken` (text),
+    `chosen` (log probabilities of what was said); `likelihood` (a list of one list: of lines after their first HEAD
+    signs, where none is white space); `precision`; of a merge `tensors` (how many are ours to the bit, how many there
+    are, the greatest difference as a share of its tensor's greatest weight); `saved` (a folder), `kind` ("model",
+    "adapter"), `base` (what an adapter is for).
     """
     try:
         found = try_it(of, *more)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import CHATS, LINES, texts
+from common import CHATS, LINES, probe, texts
 from transformers import AutoModelForCausalLM
 
 
@@ -25,5 +25,9 @@ def chat_ids(tokenizer: Any) -> list[list[int]]:
     return [list(ids if isinstance(ids, list) else ids["input_ids"]) for ids in found]
 
 
-def ids(tokenizer: Any) -> dict[str, Any]:
-    return {"ids": [tokenizer(line)["input_ids"] for line in LINES], "chats": chat_ids(tokenizer)}
+def ids(tokenizer: Any, of: str = "") -> dict[str, Any]:
+    """Of the probe too, of a model that has one."""
+    told = {"ids": LINES, "probe": probe(of)}
+    return {name: [tokenizer(line)["input_ids"] for line in lines] for name, lines in told.items()} | {
+        "chats": chat_ids(tokenizer)
+    }

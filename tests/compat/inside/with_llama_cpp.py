@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-from common import ANSWER, CHATS, LINES, asked, attempt, finish, texts
+from common import ANSWER, CHATS, LINES, asked, attempt, finish, probe, texts
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
 
@@ -18,7 +18,8 @@ def chat_ids(model: Any) -> list[list[int]]:
 
 def seen(of: str, folder: str, precision: str) -> dict[str, Any]:
     model = gguf.opened(str(Path(folder, f"model-{precision}.gguf")))
-    found = {"ids": gguf.ids(model, LINES), "chats": chat_ids(model), "logits": gguf.logits(model, texts(of))}
+    found = {"ids": gguf.ids(model, LINES), "probe": gguf.ids(model, probe(of)), "chats": chat_ids(model)}
+    found["logits"] = gguf.logits(model, texts(of))
     greedy = {"temperature": 0.0, "max_tokens": ANSWER}
     said = [model.create_chat_completion(messages=chat, **greedy)["choices"][0] for chat in CHATS]
     found["spoken"] = [one["message"]["content"] for one in said]

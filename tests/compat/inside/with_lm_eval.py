@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common import CHATS, HEAD, LINES, asked, attempt, finish
+from common import CHATS, HEAD, LINES, asked, attempt, finish, probe
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
@@ -14,6 +14,7 @@ def seen(of: str, **more: str) -> dict[str, Any]:
     asked_for = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     return {
         "ids": [model.tok_encode(line, add_special_tokens=True) for line in LINES],
+        "probe": [model.tok_encode(line, add_special_tokens=True) for line in probe(of)],
         "chats": [model.tok_encode(model.apply_chat_template(chat)) for chat in CHATS],
         "likelihood": [[value for value, _ in model.loglikelihood(asked_for, disable_tqdm=True)]],
     }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common import ANSWER, CHATS, LINES, asked, attempt, finish
+from common import ANSWER, CHATS, LINES, asked, attempt, finish, probe
 from mistralrs import ChatCompletionRequest, LoraAdapter, ModelDType, Runner, Which
 
 
@@ -17,6 +17,7 @@ def seen(of: str, which: Any, precision: str = "float32", adapter: str | None = 
         said.append(runner.send_chat_completion_request(request).choices[0])
     return {
         "ids": [list(runner.tokenize_text(line, True, None)) for line in LINES],
+        "probe": [list(runner.tokenize_text(line, True, None)) for line in probe(of)],
         "spoken": [one.message.content for one in said],
         "chosen": [[token.logprob for token in one.logprobs.content] for one in said],
         "precision": precision,

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, __version__
 
 def folder(of: str) -> dict[str, Any]:
     path = asked["models"][of]
-    return {**ids(AutoTokenizer.from_pretrained(path)), "logits": logits(load(path), of)}
+    return {**ids(AutoTokenizer.from_pretrained(path), of), "logits": logits(load(path), of)}
 
 
 def saved(of: str, **more: Any) -> dict[str, Any]:

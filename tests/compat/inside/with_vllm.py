@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import vllm_guarded
-from common import ANSWER, CHATS, LINES, OUT, WORDS, asked, attempt, finish, texts
+from common import ANSWER, CHATS, LINES, OUT, asked, attempt, finish, probe, texts
 
 # vLLM asks for the distribution "vllm", and knows by a version with "cpu" in it that it has no GPU
 NAMED = OUT / "named" / "vllm.dist-info"
@@ -23,22 +23,25 @@ from vllm.lora.request import LoRARequest  # noqa: E402
 
 def seen(of: str, folder: str, adapter: str | None = None) -> dict[str, Any]:
     more: dict[str, Any] = {"enable_lora": True, "max_lora_rank": 8} if adapter else {}
-    model = LLM(folder, dtype="float32", max_model_len=256, max_logprobs=-1, enforce_eager=True, **more)
+    model = LLM(folder, dtype="float32", max_logprobs=-1, enforce_eager=True, **more)
     lora = LoRARequest(of, 1, adapter) if adapter else None
-    following = []
+    following, rows = [], asked["said"][of]["rows"]
     for text in texts(of):
         params = SamplingParams(max_tokens=1, temperature=0, logprobs=-1)
         (told,) = model.generate({"prompt_token_ids": text}, params, lora_request=lora, use_tqdm=False)
-        found = np.full(WORDS, np.nan)
+        found = np.full(rows, np.nan)
         for index, one in told.outputs[0].logprobs[0].items():
             found[index] = one.logprob
         following.append(found)
     params = SamplingParams(max_tokens=ANSWER, temperature=0, logprobs=1)
     said = model.chat(CHATS, params, lora_request=lora, use_tqdm=False)
     answers = [one.outputs[0] for one in said]
-    plain = model.generate(LINES, SamplingParams(max_tokens=1), use_tqdm=False)
+    lines = [*LINES, *probe(of)]
+    plain = model.generate(lines, SamplingParams(max_tokens=1), use_tqdm=False)
+    ids = [list(one.prompt_token_ids) for one in plain]
     return {
-        "ids": [list(one.prompt_token_ids) for one in plain],
+        "ids": ids[: len(LINES)],
+        "probe": ids[len(LINES) :],
         "chats": [list(one.prompt_token_ids) for one in said],
         "next": following,
         "answers": [list(one.token_ids) for one in answers],

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import xllamacpp
-from common import ANSWER, CHATS, LINES, WORDS, asked, attempt, finish, texts
+from common import ANSWER, CHATS, LINES, asked, attempt, finish, probe, texts
 
 
 def seen(of: str, folder: str, precision: str) -> dict[str, Any]:
@@ -27,9 +27,12 @@ def seen(of: str, folder: str, precision: str) -> dict[str, Any]:
     def ids(text: str, begin: bool) -> list[int]:
         return list(ask("/tokenize", content=text, add_special=begin, parse_special=True)["tokens"])
 
+    # a row that no token names is padding, and no GGUF has it
+    pieces = asked["said"][of]["pieces"]
+
     def following(text: list[int]) -> np.ndarray:
-        told = ask("/completion", prompt=text, n_predict=1, n_probs=WORDS, temperature=0, cache_prompt=False)
-        found = np.full(WORDS, np.nan)
+        told = ask("/completion", prompt=text, n_predict=1, n_probs=pieces, temperature=0, cache_prompt=False)
+        found = np.full(pieces, np.nan)
         # nothing is told where the end is the likeliest
         for one in told.get("completion_probabilities", [{"top_logprobs": []}])[0]["top_logprobs"]:
             found[one["id"]] = one["logprob"]
@@ -41,6 +44,7 @@ def seen(of: str, folder: str, precision: str) -> dict[str, Any]:
     rendered = [ask("/apply-template", messages=chat)["prompt"] for chat in CHATS]
     return {
         "ids": [ids(line, True) for line in LINES],
+        "probe": [ids(line, True) for line in probe(of)],
         # the template writes BOS, which llama.cpp's server takes off again
         "chats": [ids(text, True) for text in rendered],
         "next": [following(text) for text in texts(of)],
