@@ -53,7 +53,6 @@ def main(chosen: list[str]) -> int:
         ours[name] = artifacts.said(load_model(made[base], made[name]), template)
     asked = question(made, ours, probe)
     comparison = Comparison(made, ours, work)
-    sections = table.sections(PAGE.read_text(encoding="utf-8"))
     differing = 0
     for program in PROGRAMS:
         if chosen and program.name not in chosen:
@@ -66,6 +65,7 @@ def main(chosen: list[str]) -> int:
         except Failed as error:
             rows, versions = [table.Row("install or start", f"error: {error}")], {}
         differing += sum(row.differs for row in rows)
+        sections = table.sections(PAGE.read_text(encoding="utf-8"))
         sections[program.name] = table.section(program, versions, rows)
         print(sections[program.name], flush=True)
         PAGE.write_text(table.page([sections[name] for name in known if name in sections]), encoding="utf-8")

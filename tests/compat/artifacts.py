@@ -157,7 +157,10 @@ def seed(folder: Path, **config: Any) -> str:
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=700, max_position_embeddings=512, initializer_range=0.08, **SHAPE, **config)
     )
-    (model.half() if half else model).save_pretrained(folder)
+    if half:
+        # these are not trained: no answer is to have a byte alone, of which every program makes another text
+        model.half().lm_head.weight.data[3:259] *= 0.1
+    model.save_pretrained(folder)
     lines = (" ".join(line.split()) for line in islice(code_lines(), 6000))
     (folder / "tokenizer.model").write_bytes(llama_shaped(lines, 700))
     return str(folder)
