@@ -77,8 +77,6 @@ def course(scratch: str, model: str, chinese: str, init: str) -> list[float]:
     """One row of the table."""
     from components.extend_tokenizer.extender import extend_tokenizer
     from components.extend_tokenizer.options import ExtendTokenizer
-    from components.merge_adapters.merger import merge_adapters
-    from components.merge_adapters.options import MergeAdapters
     from components.prepare_dataset.options import PrepareDataset
     from components.prepare_dataset.preparer import prepare_dataset
     from components.pretrain.options import Pretrain
@@ -98,9 +96,9 @@ def course(scratch: str, model: str, chinese: str, init: str) -> list[float]:
     trained = run_stage(Pretrain(store=scratch, model=extended, dataset=dataset, **training), run_training).reference
     lines = [json.loads(line) for line in open_artifact(trained).read("metrics.jsonl").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    merged = run_stage(MergeAdapters(store=scratch, model=extended, adapters=trained), merge_adapters).reference
     english, given = score(scratch, extended, "en", before)
-    after = [score(scratch, merged, language)[0] for language in ("en", "zh")]
+    # stage 1 publishes a model
+    after = [score(scratch, trained, language)[0] for language in ("en", "zh")]
     return [english, given, score(scratch, extended, "zh")[0], losses[0], losses[-1], *after]
 
 
