@@ -36,9 +36,9 @@ CHATS: tuple[list[dict[str, str]], ...] = (
         {"role": "user", "content": "Say it again, 再说一次。"},
     ],
 )
-BYTE_LEVEL = {"llama3": ("llama3", "llama 3", 0), "qwen": ("qwen2", "qwen", 250)}
+BYTE_LEVEL = {"llama3": ("llama3", "llama 3", 0), "qwen": ("qwen2", "qwen", 287)}
 """Model → its architecture (tests/small_models.py), its base's tokenizer (tests/byte_level_bases.py), and how many
-rows the base's tables have beyond that, of which MERGES fill some."""
+rows the base's tables have beyond that (to a multiple of 128, as Qwen's), of which MERGES fill some."""
 MODELS = ("merged", "tied", "stretched", "marked", *BYTE_LEVEL)
 """float32 with two adapters merged in; one table for embedding and head, float16; rope linear, factor 4, float16; the
 first with `{% generation %}` markers in its chat template; byte-level ones whose merges were continued, float32."""
