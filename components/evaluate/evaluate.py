@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from components.evaluate.answers import repetition, say
 from components.evaluate.facts import TOKENS, figures_of, is_right
-from components.evaluate.figures import TEXT_FIGURES, metrics_of, summary
 from components.evaluate.figures import figures_of as measured_of
+from components.evaluate.figures import metrics_of, summary
 from components.evaluate.front import choose, measure_front, plan_front
 from components.evaluate.held_out import LANGUAGES, HeldOut, select
 from components.evaluate.options import Evaluate, labels_of, shots_of, split
@@ -36,7 +36,7 @@ from zhllama.inference.load import LoadedModel, load_model
 from zhllama.stage.inputs import Inputs
 from zhllama.stage.options import configuration_of, split_references
 from zhllama.stage.report_figures import figures_table
-from zhllama.stage.requirements import check_requirements, judge, parse_requirements
+from zhllama.stage.requirements import TEXT_FIGURES, check_requirements, judge, parse_requirements
 from zhllama.stage.run import REPORT, cache_key
 from zhllama.tokenizer.chat import asked
 
@@ -131,7 +131,7 @@ def measured_report(config: Evaluate, inputs: Inputs) -> dict[str, Any]:
     more: dict[str, Any] = {"questions": questions} if questions else {}
     if plan is not None:
         ends = [model["bits_per_byte"] for model in (models[-1], models[0])]
-        more["front"] = measure_front(plan, config.front, ends, partial(_bits, held_out))
+        more["front"] = measure_front(plan, config.front, ends, partial(score_texts, held_out))
     return {"models": models, "texts": texts, "samples": samples, "trainings": trainings, **more}
 
 
@@ -181,12 +181,8 @@ def measure(config: Evaluate, held_out: HeldOut, model: Artifact, label: str, op
     loaded = load_model(model, option=option)
     # imports torch, which load_model has set up by now
     from components.evaluate.scoring import score_exam, score_items
-    from zhllama.inference.scoring import score_text
 
-    texts = {
-        language: score_text(loaded, texts, f"{label}: {language}") if texts else dict.fromkeys(TEXT_FIGURES)
-        for language, texts in held_out.texts.items()
-    }
+    texts = score_texts(held_out, loaded, label)
     figures = {
         "pieces": loaded.encoder.size,
         "parameters": sum(tensor.numel() for tensor in loaded.model.parameters()),
@@ -207,11 +203,12 @@ def measure(config: Evaluate, held_out: HeldOut, model: Artifact, label: str, op
     return Measured(figures, _samples(loaded, held_out, label), _answers(loaded, held_out, label))
 
 
-def _bits(held_out: HeldOut, loaded: LoadedModel, label: str) -> dict[str, float]:
+def score_texts(held_out: HeldOut, loaded: LoadedModel, label: str) -> dict[str, dict[str, Any]]:
+    """Language → its figures; None each where there is no text."""
     from zhllama.inference.scoring import score_text
 
     return {
-        language: score_text(loaded, texts, f"{label}: {language}")["bits_per_byte"]
+        language: score_text(loaded, texts, f"{label}: {language}") if texts else dict.fromkeys(TEXT_FIGURES)
         for language, texts in held_out.texts.items()
     }
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from components.evaluate.held_out import LANGUAGES
+from zhllama.stage.requirements import TEXT_FIGURES
 
-TEXT_FIGURES = ("tokens_per_character", "bits_per_byte", "perplexity", "next_token_accuracy")
 FACTS = {
     "accuracy": "facts",
     "kept_share": "facts_kept",

@@ -34,9 +34,11 @@ def plan_front(model: Artifact, base: Artifact) -> BlendPlan:
     return plan
 
 
-def measure_front(plan: BlendPlan, points: int, ends: Sequence[Bits], score: Callable[..., Bits]) -> dict[str, Any]:
+def measure_front(
+    plan: BlendPlan, points: int, ends: Sequence[Bits], score: Callable[..., Mapping[str, Mapping[str, Any]]]
+) -> dict[str, Any]:
     """`front` of report.json, with the model's own point chosen. ends: of the model, and of its first baseline. score:
-    of a loaded model, by a title."""
+    the figures of both texts, of a loaded model, by a title."""
     from zhllama.inference.between import go_between
     from zhllama.inference.load import load_model
 
@@ -45,7 +47,8 @@ def measure_front(plan: BlendPlan, points: int, ends: Sequence[Bits], score: Cal
     for at in range(1, points + 1):
         weight = round(at / (points + 1), 4)
         go_between(loaded, plan, weight)
-        measured.append((weight, score(loaded, f"with {weight:.0%} of the base")))
+        figures = score(loaded, f"with {weight:.0%} of the base")
+        measured.append((weight, {language: of["bits_per_byte"] for language, of in figures.items()}))
     measured.append((1.0, ends[1]))
     return {
         "points": [{"weight": weight, "bits_per_byte": dict(bits)} for weight, bits in measured],

@@ -6,10 +6,9 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from zhllama.stage import report_figures, report_page
-from zhllama.stage.report_figures import fact_rows, task_rows
+from zhllama.stage.report_figures import LANGUAGE_NAMES, fact_rows, task_rows
 from zhllama.stage.report_page import curves, number, percent, ticks
 
-LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 MOST_LOST = 30
 """Facts that were lost which are shown."""
 

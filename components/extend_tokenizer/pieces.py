@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from components.extend_tokenizer.options import ExtendTokenizer, Pieces, Scores
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
+from zhllama.tokenizer.han import HAN
 from zhllama.tokenizer.sentencepiece_encoder import SentencePieceEncoder
 from zhllama.tokenizer.sentencepiece_model import CONTROL, NORMAL, parse_model
 from zhllama.tokenizer.vocabulary import PAD_PIECE, Encoder, tokenizer_model_in
@@ -27,7 +28,7 @@ SHOWN = 20
 
 _CHINESE = re.compile(
     "["
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"  # Han characters: unified, compatibility, extensions
+    f"{HAN}"
     "\u3000-\u303f"  # CJK symbols and punctuation: 、。々〇《》「」
     "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"  # full-width punctuation: ！（），：；？
     "]"

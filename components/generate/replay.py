@@ -15,6 +15,7 @@ from components.generate.options import Generate
 from zhllama.artifacts.manifest import Manifest
 from zhllama.artifacts.writer import ArtifactWriter
 from zhllama.errors import InputError
+from zhllama.tokenizer.han import HAN
 
 REPLAY = "replay.jsonl"
 SHORTEST = 100
@@ -25,7 +26,7 @@ CHINESE = 0.2
 GARBAGE = 0.02
 """Of the characters, at most so many may be Chinese, and control characters or what is no UTF-8."""
 
-_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")
+_HAN = re.compile(f"[{HAN}]")
 _BROKEN = re.compile("[\ufffd\x00-\x08\x0b-\x1f\x7f]")
 
 

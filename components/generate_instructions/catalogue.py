@@ -16,9 +16,10 @@ from typing import Any
 
 from zhllama.artifacts.yaml_file import documents_of
 from zhllama.errors import InputError
+from zhllama.tokenizer.han import HAN
 
 SCRIPTS = {
-    "han": ("\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af", False),
+    "han": (HAN, False),
     "kana": ("\u3040-\u30ff", False),
     "hangul": ("\uac00-\ud7af\u1100-\u11ff", False),
     "latin": ("A-Za-z\u00c0-\u024f", True),

@@ -24,6 +24,7 @@ from zhllama.data.json_values import values_in
 from zhllama.data.packed import HELD_OUT_INSTRUCTIONS
 from zhllama.data.text_stream import NO_ITEMS, plain_name
 from zhllama.errors import InputError
+from zhllama.tokenizer.han import HAN
 
 SHINGLE = 5
 """Characters of a run of a near-duplicate."""
@@ -31,9 +32,7 @@ ALIKE = 0.7
 HASHES = 128
 RUN = 13
 
-_WORD = re.compile(
-    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]|[^\\W\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
-)
+_WORD = re.compile(f"[{HAN}]|[^\\W\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 """A Han character, or a run of other letters and digits."""
 
 

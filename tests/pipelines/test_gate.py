@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from components.evaluate import evaluate as module
-from components.evaluate.figures import TEXT_FIGURES
 from components.evaluate.options import Evaluate
 from pipelines.adapt_llama import compile_pipeline
 from pipelines.configuration import configure
 from pipelines.local.ir import read_package
 from pipelines.local.plan import State
 from pipelines.local.runner import RunResult, run_pipeline
+from zhllama.stage.requirements import TEXT_FIGURES
 from zhllama.stage.run import run_stage
 
 Run = Callable[[str], RunResult]

@@ -31,7 +31,7 @@ _FACTS = (
     ("answers in {}", "in_language", "{:.1%}"),
     ("distinct answers, {}", "distinct", "{:.1%}"),
 )
-_LANGUAGES = {"zh": "Chinese", "en": "English"}
+LANGUAGE_NAMES = {"zh": "Chinese", "en": "English"}
 
 
 def figures_table(title: str, models: Sequence[Mapping[str, Any]]) -> "Table":
@@ -60,8 +60,8 @@ def fact_rows(models: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[
     """(name, form, its value for each model) of what the models know and how they answer; none where nothing was
     asked."""
     rows = [
-        (name.format(_LANGUAGES[language]), form, [_at(model, ("facts", language, key)) for model in models])
-        for language in _LANGUAGES
+        (name.format(LANGUAGE_NAMES[language]), form, [_at(model, ("facts", language, key)) for model in models])
+        for language in LANGUAGE_NAMES
         for name, key, form in _FACTS
     ]
     rows.append(("repetition", "{:.1%}", [model.get("repetition") for model in models]))

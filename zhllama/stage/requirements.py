@@ -24,11 +24,11 @@ _FORM = re.compile(
     r"(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*(?:\*\s*(?P<label>[^<>=?*]+?))?",
     re.ASCII,
 )
-_TEXT = ("tokens_per_character", "bits_per_byte", "perplexity", "next_token_accuracy")
+TEXT_FIGURES = ("tokens_per_character", "bits_per_byte", "perplexity", "next_token_accuracy")
 _FACTS = ("facts", "facts_kept", "answer_language", "distinct_answers")
 SOURCES: Mapping[str, str] = {
-    **{f"{name}_zh": "text" for name in _TEXT[1:]}, "tokens_per_character": "text",
-    **{f"{name}_en": "english" for name in _TEXT},
+    **{f"{name}_zh": "text" for name in TEXT_FIGURES[1:]}, "tokens_per_character": "text",
+    **{f"{name}_en": "english" for name in TEXT_FIGURES},
     "accuracy": "choices", "chance": "choices", "items": "choices", "exact_match": "instructions",
     **{f"{name}_{language}": "questions" for name in _FACTS for language in ("zh", "en")}, "repetition": "questions",
 }  # fmt: skip
@@ -96,7 +96,7 @@ def check_requirements(
         if source is None and not later and not any(one.figure.startswith(f"{task}_") for task in tasks):
             known = [
                 *SOURCES,
-                *(f"{code}_{name}" for name in (*_TEXT, *_FACTS) for code in ("english", "chinese")),
+                *(f"{code}_{name}" for name in (*TEXT_FIGURES, *_FACTS) for code in ("english", "chinese")),
                 *exams,
             ]
             raise InputError(

@@ -8,13 +8,13 @@ import pytest
 
 from components.evaluate import evaluate as module
 from components.evaluate.evaluate import evaluate
-from components.evaluate.figures import TEXT_FIGURES
 from components.evaluate.held_out import HeldOut
 from components.evaluate.options import Evaluate
 from zhllama.artifacts.open import open_artifact
 from zhllama.artifacts.reader import Artifact
 from zhllama.errors import InputError
 from zhllama.stage.options import configuration_of
+from zhllama.stage.requirements import TEXT_FIGURES
 from zhllama.stage.run import run_stage
 
 NEVER, ALWAYS = "english_bits_per_byte<=0.5*base", "english_bits_per_byte<=2*base,accuracy?>0.99"
