@@ -201,6 +201,23 @@ def extended_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, ch
     return run_stage(options, extend_tokenizer).reference
 
 
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The memory that a stream of weights uses again and again, pool by pool; its spans are small."""
+    from zhllama.weights import stream
+
+    made: list[Any] = []
+
+    class Counted(stream.Pool):
+        def __init__(self, least: int) -> None:
+            super().__init__(least)
+            made.append(self)
+
+    monkeypatch.setattr(stream, "Pool", Counted)
+    monkeypatch.setattr(stream, "SPAN", 64 * 64)
+    return made
+
+
 @pytest.fixture(scope="session")
 def loaded(tiny_model: str) -> Any:
     """The tiny model, as evaluate and generate load it."""

@@ -153,16 +153,7 @@ def test_parts_of_a_tensor_have_the_bits_of_the_whole(tmp_path, tiny_model, make
     assert by_parts.facts["weights_digest"] == whole.facts["weights_digest"]
 
 
-def test_memory_does_not_grow_with_the_number_of_spans(tmp_path, tiny_model, make_adapter, monkeypatch):
-    pools = []
-
-    class Counted(stream.Pool):
-        def __init__(self, least: int) -> None:
-            super().__init__(least)
-            pools.append(self)
-
-    monkeypatch.setattr(stream, "Pool", Counted)
-    monkeypatch.setattr(stream, "SPAN", 64 * 64)
+def test_memory_does_not_grow_with_the_number_of_spans(tmp_path, tiny_model, make_adapter, pools):
     merge(tmp_path, tiny_model, make_adapter(1, modules_to_save=MODULES))
     spans, tiles = (len(pool._free) for pool in pools)
     # of the model and of the adapter for each span that is merged, waits or is written

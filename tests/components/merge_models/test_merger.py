@@ -228,16 +228,7 @@ def test_parts_of_a_tensor_have_the_bits_of_the_whole(tmp_path, two, adapted, mo
     assert digests(tmp_path / "parts") == whole
 
 
-def test_memory_does_not_grow_with_the_number_of_spans(tmp_path, two, adapted, monkeypatch):
-    pools: list[stream.Pool] = []
-
-    class Counted(stream.Pool):
-        def __init__(self, least: int) -> None:
-            super().__init__(least)
-            pools.append(self)
-
-    monkeypatch.setattr(stream, "Pool", Counted)
-    monkeypatch.setattr(stream, "SPAN", 64 * 64)
+def test_memory_does_not_grow_with_the_number_of_spans(tmp_path, two, adapted, pools):
     merge(tmp_path, adapted, *two, method="chat-vector")
     spans, tiles = (len(pool._free) for pool in pools)
     # of one model for each span that waits or is written, of three for each that is merged
